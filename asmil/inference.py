@@ -1,0 +1,60 @@
+"""Prediction for one bag; the anchor plays no part in it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asmil.bags import check_features
+from asmil.protocol import AttentionMIL
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one bag.
+
+    Parameters
+    ----------
+    probabilities
+        float32 [C], sums to 1.
+    score
+        float32 [N], each patch's share of the attention, sums to 1.
+    """
+
+    probabilities: NDArray[np.float32]
+    score: NDArray[np.float32]
+
+
+@torch.no_grad()
+def predict(
+    model: AttentionMIL, features: Tensor | NDArray[Any], *, device: str | torch.device = "cpu", name: str = "the bag"
+) -> Prediction:
+    """Classify one bag and score its patches, in eval mode; the model's own mode is put back.
+
+    Parameters
+    ----------
+    features
+        Shape [N, d_in], floating point of any precision.
+    device
+        Where to compute; the model is moved there.
+    name
+        What errors call the bag.
+
+    Raises
+    ------
+    BagError
+        If the features are not [N, d_in] with N >= 1, or not all finite.
+    """
+    place = torch.device(device)
+    checked = check_features(features, name=name, d_in=model.d_in, device=place)
+    was_training = model.training
+    model.to(place).eval()
+    try:
+        logits, _ = model(checked)
+        score = model.score(checked)
+    finally:
+        model.train(was_training)
+    return Prediction(probabilities=logits.float().softmax(-1).cpu().numpy(), score=score.float().cpu().numpy())

@@ -1,0 +1,74 @@
+"""What a model offers to be trained by `fit` and stabilised by `AnchorRegularizer`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionMIL(Protocol):
+    """A `torch.nn.Module` that classifies a bag by attention over its patches.
+
+    The first block of members is what a model author writes; the second comes with `torch.nn.Module`. A module that
+    owns an anchored parameter has `reset_parameters()`, as torch's layers do, if `init="random"` is to be used.
+    """
+
+    @property
+    def d_in(self) -> int:
+        """Width of a patch's features."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        ...
+
+    @property
+    def context(self) -> Any:
+        """What the last forward pass shares with the anchor (an index, a random split); None for most models."""
+        ...
+
+    def __call__(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Classify one bag [N, d_in] or a padded batch [B, N, d_in].
+
+        Parameters
+        ----------
+        features
+            Floating point, any precision; cast to the parameters' own.
+        mask
+            bool [N] or [B, N], True on patches and False on padding; None where nothing is padded.
+
+        Returns
+        -------
+        Class logits [C] or [B, C], and attention logits [..., N], -inf on padding.
+        """
+        ...
+
+    def attention_logits(self, features: Tensor, mask: Tensor | None = None, context: Any = None) -> Tensor:
+        """Give the attention logits [..., N] alone, before any normalisation; -inf on padding.
+
+        `context` is another copy's `context`: what both must share for their attention to be comparable.
+        """
+        ...
+
+    def anchor_parameters(self) -> tuple[str, ...]:
+        """Name every parameter upstream of the attention logits, as `named_parameters` does."""
+        ...
+
+    def score(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Give each patch's share of the attention, [N] or [B, N]; sums to 1 over a bag (in eval mode)."""
+        ...
+
+    @property
+    def training(self) -> bool: ...  # noqa: D102
+    def train(self, mode: bool = True) -> Self: ...  # noqa: D102
+    def eval(self) -> Self: ...  # noqa: D102
+    def to(self, device: torch.device) -> Self: ...  # noqa: D102
+    def modules(self) -> Iterator[nn.Module]: ...  # noqa: D102
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...  # noqa: D102
+    def get_submodule(self, target: str) -> nn.Module: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any: ...  # noqa: D102

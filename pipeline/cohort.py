@@ -1,0 +1,349 @@
+"""What lies in the slides folder and in the tables beside it: slide ids, labels, overrides.
+
+Only the standard library is imported here, because the workflow reads the cohort each time it plans.
+"""
+
+import csv
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi"}
+)
+"""Single-file formats, and the file that stands for a multi-file one, that OpenSlide 4 opens."""
+
+DICOM_SUFFIX = ".dcm"
+_NO_WARNING = frozenset({".gitkeep", ".ds_store", "thumbs.db", "desktop.ini"})
+_NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson"})
+_COLUMNS = ("slide_id", "patient_id", "site", "label")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One row of the labels file: the slide's class, its patient (the slide itself if not given) and its site."""
+
+    label: str
+    patient_id: str
+    site: str = ""
+
+
+@dataclass(frozen=True)
+class Override:
+    """What the user says of one slide: its mpp in um per pixel, and whether to leave it out."""
+
+    mpp: float | None = None
+    skip: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The slides that are present, what is known of them, and sentences about what looks odd.
+
+    Parameters
+    ----------
+    slides
+        Path by slide id, sorted by id.
+    labels
+        Labels of the slides that are present.
+    overrides
+        Overrides of the slides that are present.
+    classes
+        The labels that occur, sorted; the order of every probability column.
+    warnings
+        One sentence each: files that were ignored, labels without a slide.
+    """
+
+    slides: dict[str, Path]
+    labels: dict[str, Label]
+    overrides: dict[str, Override] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Find the slides below `folder`.
+
+    A slide's id is its path below `folder` without the extension, `/` written as `__`. A folder that holds `.dcm` files
+    is one slide; the folder beside a `.mrxs` file belongs to it.
+
+    Returns
+    -------
+    Paths by id, sorted by id, and a warning for each file that was ignored though it might be meant as a slide.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is missing or holds no slide, if two slides have one id, or if a name has a brace or a control
+        character (a brace marks a wildcard in the workflow).
+    """
+    found: dict[str, Path] = {}
+    warnings: list[str] = []
+    for path in _slide_paths(folder, warnings):
+        relative = path.relative_to(folder)
+        name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
+        slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
+        if any(letter in "{}" or ord(letter) < 32 for letter in slide_id):
+            raise ConfigError(f"{path}: a slide's name cannot hold braces or control characters; rename it")
+        if slide_id in found:
+            raise ConfigError(
+                f"{found[slide_id]} and {path} have the same slide id '{slide_id}'; rename or remove one of them"
+            )
+        found[slide_id] = path
+    if not found:
+        raise ConfigError(
+            f"no slides in {folder}; put whole-slide images (.svs, .ndpi, .mrxs, .tiff and others) there"
+            " and their labels in the labels file"
+        )
+    return dict(sorted(found.items())), warnings
+
+
+def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
+    if any(_is_dicom(entry) for entry in entries):
+        yield folder
+        entries = [entry for entry in entries if entry.is_dir()]
+    for entry in entries:
+        hidden = entry.name.startswith(".")
+        if entry.is_dir():
+            if not hidden and entry not in companions:
+                yield from _slide_paths(entry, warnings)
+        elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
+            yield entry
+        elif entry.name.lower() not in _NO_WARNING and entry.suffix.lower() not in _NO_WARNING_SUFFIXES:
+            why = "hidden" if hidden else f"'{entry.suffix or entry.name}' is no slide extension"
+            warnings.append(f"{entry} is ignored: {why}.")
+
+
+def _is_dicom(entry: Path) -> bool:
+    return entry.suffix.lower() == DICOM_SUFFIX and not entry.name.startswith(".") and entry.is_file()
+
+
+def read_labels(path: Path, *, target: str) -> dict[str, Label]:
+    """Read the labels file.
+
+    Parameters
+    ----------
+    path
+        CSV with the columns `slide_id` and `target`, and optionally `patient_id`, `site`, and other labels
+        (`label` and `label_<name>`). A slide with an empty label is left unlabelled.
+    target
+        The column to learn.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or malformed; the sentence names the line.
+    """
+    rows = _read_csv(path, required=("slide_id", target), known=(*_COLUMNS, target), prefix="label_")
+    labels: dict[str, Label] = {}
+    for line, row in rows:
+        slide_id = unicodedata.normalize("NFC", row["slide_id"])
+        if not slide_id:
+            raise ConfigError(f"{path}, line {line}: slide_id is empty; fill it in or remove the line")
+        if slide_id in labels:
+            raise ConfigError(f"{path}, line {line}: slide '{slide_id}' is listed twice; keep one line")
+        if "patient_id" in row and not row["patient_id"]:
+            raise ConfigError(f"{path}, line {line}: patient_id is empty; fill it in or remove the column")
+        labels[slide_id] = Label(row[target], row.get("patient_id", slide_id), row.get("site", ""))
+    return labels
+
+
+def read_overrides(path: Path) -> dict[str, Override]:
+    """Read the overrides file (columns `slide_id`, `mpp`, `skip`, `note`; all but the first optional).
+
+    Returns an empty dict where the file does not exist.
+
+    Raises
+    ------
+    ConfigError
+        If it is malformed, or an mpp is not between 0.05 and 10 um per pixel.
+    """
+    if not path.exists():
+        return {}
+    overrides: dict[str, Override] = {}
+    for line, row in _read_csv(path, required=("slide_id",), known=("slide_id", "mpp", "skip", "note")):
+        slide_id = unicodedata.normalize("NFC", row["slide_id"])
+        if slide_id in overrides:
+            raise ConfigError(f"{path}, line {line}: slide '{slide_id}' is listed twice; keep one line")
+        skip = row.get("skip", "").lower()
+        if skip not in {"", "true", "false", "yes", "no", "1", "0"}:
+            raise ConfigError(f"{path}, line {line}: skip is '{row['skip']}'; write true or false")
+        mpp = _override_mpp(path, line, row.get("mpp", ""))
+        overrides[slide_id] = Override(mpp, skip in {"true", "yes", "1"}, row.get("note", ""))
+    return overrides
+
+
+def _override_mpp(path: Path, line: int, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        mpp = float(text)
+    except ValueError:
+        mpp = float("nan")
+    if not 0.05 <= mpp <= 10:
+        raise ConfigError(f"{path}, line {line}: mpp is '{text}'; give um per pixel between 0.05 and 10, as in 0.2525")
+    return mpp
+
+
+def _read_csv(
+    path: Path, *, required: tuple[str, ...], known: tuple[str, ...], prefix: str | None = None
+) -> list[tuple[int, dict[str, str]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is missing; make it, a CSV with the columns {', '.join(required)} and optionally patient_id, site"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'") from error
+    reader = csv.reader(text.splitlines(), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header, required, known, prefix)
+        rows = []
+        for cells in reader:
+            if len(cells) != len(header) and any(cell.strip() for cell in cells):
+                raise ConfigError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)};"
+                    " quote cells that hold commas"
+                )
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: not a CSV file ({error}); save it as CSV again") from error
+    return rows
+
+
+def _check_header(
+    path: Path, header: list[str], required: tuple[str, ...], known: tuple[str, ...], prefix: str | None
+) -> None:
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise ConfigError(f"{path}: the cells are not separated by commas; save it as comma-separated CSV")
+    for name in required:
+        if name not in header:
+            raise ConfigError(f"{path}: there is no column '{name}'; its columns are {', '.join(header) or 'none'}")
+    for name in header:
+        if name not in known and not (prefix and name.startswith(prefix)):
+            hint = f" or {prefix}<name>" if prefix else ""
+            raise ConfigError(
+                f"{path}: unknown column '{name}'; remove it or use {', '.join(dict.fromkeys(known))}{hint}"
+            )
+        if header.count(name) > 1:
+            raise ConfigError(f"{path}: column '{name}' occurs twice; remove one")
+
+
+def load(
+    folder: Path, *, labels: Path, overrides: Path, target: str, folds: int, extra_warnings: Iterable[str] = ()
+) -> Cohort:
+    """Read what the user gave, and refuse what no run can start with.
+
+    Raises
+    ------
+    ConfigError
+        See `discover`, `read_labels`, `read_overrides` and `check_labels`.
+    """
+    slides, warnings = discover(folder)
+    given = read_labels(labels, target=target)
+    known_overrides = read_overrides(overrides)
+    slides = {name: path for name, path in slides.items() if not known_overrides.get(name, Override()).skip}
+    present = {name: given[name] for name in slides if name in given and given[name].label}
+    check_labels(present, given, slides=slides, path=labels, folds=folds)
+    absent = [name for name in given if name not in slides]
+    if absent:
+        warnings.append(f"{labels} names {len(absent)} slide(s) that are not in {folder}, first '{absent[0]}'.")
+    return Cohort(
+        slides=slides,
+        labels=present,
+        overrides={name: known_overrides[name] for name in slides if name in known_overrides},
+        classes=tuple(sorted({label.label for label in present.values()})),
+        warnings=(*warnings, *extra_warnings),
+    )
+
+
+def check_labels(
+    present: Mapping[str, Label],
+    given: Mapping[str, Label],
+    *,
+    slides: Mapping[str, Path],
+    path: Path,
+    folds: int,
+) -> None:
+    """Refuse labels that cannot be cross-validated.
+
+    Parameters
+    ----------
+    present, given
+        Labels of the slides that are there, and all rows of the file.
+    slides
+        The slides that are there.
+    path
+        The labels file, for the messages.
+    folds
+        Number of outer folds.
+
+    Raises
+    ------
+    ConfigError
+        If no label belongs to a slide, all are of one class, there are fewer patients than folds, or a class has one
+        patient only.
+    """
+    if not present:
+        example = next(iter(given), "")
+        raise ConfigError(
+            f"{path} labels none of the {len(slides)} slides"
+            + (f" (it names '{example}', a slide here is '{next(iter(slides), '')}')" if example else "")
+            + "; a slide id is the file's path without its extension"
+        )
+    patients = {label.patient_id for label in present.values()}
+    by_class = Counter(label for label, _ in {(label.label, label.patient_id) for label in present.values()})
+    if len(by_class) < 2:
+        raise ConfigError(
+            f"{path}: all {len(present)} labelled slides are '{next(iter(by_class))}'; label a second class"
+        )
+    if len(patients) < folds:
+        raise ConfigError(
+            f"{path}: {len(patients)} labelled patients are fewer than the {folds} folds; label more, or lower"
+            " evaluation.folds"
+        )
+    if max(Counter(label.label for label in present.values()).values()) < folds:
+        raise ConfigError(
+            f"{path}: no class has as many labelled slides as there are folds ({folds}); label more, or lower"
+            " evaluation.folds"
+        )
+    scarce = sorted(name for name, count in by_class.items() if count < 2)
+    if scarce:
+        raise ConfigError(
+            f"{path}: class '{scarce[0]}' has one patient only, so no model could be tested on it; label more"
+        )
+
+
+def digest(values: object) -> str:
+    """Give a short hash of a JSON value, for parameters that are too long to store with every job."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
+    """Give a digest of everything the cohort table shows: slides, their content, labels and overrides."""
+    rows = [
+        (slide, str(path), fingerprints[slide], *_plain(cohort.labels.get(slide)), *_plain(cohort.overrides.get(slide)))
+        for slide, path in cohort.slides.items()
+    ]
+    return digest(rows)
+
+
+def labels_digest(labels: Mapping[str, Label]) -> str:
+    """Give a digest of labels, for the workflow to see a change and for a job to see that there was none."""
+    return digest({slide: _plain(label) for slide, label in labels.items()})
+
+
+def _plain(record: Label | Override | None) -> tuple[object, ...]:
+    return () if record is None else astuple(record)

@@ -1,0 +1,127 @@
+"""Say in plain words why a file is no slide that can be used."""
+
+from pathlib import Path
+
+import tifffile
+
+from pipeline.errors import SlideError
+
+COPY_AGAIN = "copy or download it again and compare its size with the original"
+EXPORT_AGAIN = (
+    "export it again from the scanner's software as an 8-bit RGB pyramid (SVS, NDPI, MRXS, DICOM or tiled TIFF)"
+)
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+KNOWN_MAGIC: dict[bytes, str] = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a plain JPEG image",
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file",
+}
+"""First bytes of files that end up in a slide folder by mistake."""
+
+
+def first_bytes(path: Path) -> bytes:
+    """Read the first 512 bytes of a slide file.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, empty or cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(512)
+    except FileNotFoundError as error:
+        raise SlideError("there is no such file", remedy="put it back, or take it out of the labels") from error
+    except OSError as error:
+        raise SlideError(
+            f"the file cannot be read ({error.strerror or error})",
+            remedy="check its permissions and that the disk is there",
+        ) from error
+    if not head:
+        raise SlideError("the file is empty (0 bytes)", remedy=COPY_AGAIN)
+    return head
+
+
+def explain_refusal(path: Path, message: str) -> SlideError:
+    """Turn OpenSlide's refusal to open a file into a sentence a pathologist can act on.
+
+    Parameters
+    ----------
+    path
+        The file that OpenSlide refused.
+    message
+        OpenSlide's own message; "Unsupported or missing image file" says nothing and is left out.
+    """
+    head = first_bytes(path)
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return SlideError("the file is a web page, not a slide: its download failed", remedy="download it again")
+    if _is_text(head):
+        return SlideError("the file is text, not a slide", remedy="replace it by the slide, or remove it")
+    for magic, name in KNOWN_MAGIC.items():
+        if head.startswith(magic):
+            return SlideError(f"the file is {name}, not a whole-slide image", remedy=EXPORT_AGAIN)
+    if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+        return SlideError(
+            f"its folder '{path.stem}' with the pixels is missing", remedy="copy the folder beside the .mrxs file"
+        )
+    detail = "" if message.startswith("Unsupported") else f" ({_without_path(message, path)})"
+    if "Unsupported transfer syntax" in message:
+        return SlideError(f"it is compressed in a way OpenSlide cannot read{detail}", remedy=EXPORT_AGAIN)
+    if head.startswith(TIFF_MAGIC) or "Short read" in message:
+        return SlideError(f"the file is damaged or cut short{detail}", remedy=COPY_AGAIN)
+    return SlideError(f"OpenSlide knows no such slide format{detail}", remedy=f"{COPY_AGAIN}, or {EXPORT_AGAIN}")
+
+
+def check_pixel_layout(path: Path) -> None:
+    """Refuse TIFF slides whose pixels OpenSlide would return wrong without an error.
+
+    OpenSlide 4.0 flips pixels inside each tile where the Orientation tag is not 1, and cuts 16-bit samples to 8 bits.
+
+    Parameters
+    ----------
+    path
+        A file that OpenSlide opened; other formats than TIFF pass.
+
+    Raises
+    ------
+    SlideError
+        If the first image is rotated or mirrored by its Orientation tag, or has not 8 bits a sample.
+    """
+    if not first_bytes(path).startswith(TIFF_MAGIC):
+        return
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            orientation = page.tags.valueof("Orientation", default=1)
+            bits = page.bitspersample
+    except (tifffile.TiffFileError, ValueError, KeyError, IndexError) as error:
+        raise SlideError(f"its TIFF header is damaged ({error})", remedy=COPY_AGAIN) from error
+    # 0 is not a legal value and is read as 1 by libtiff
+    if int(orientation) not in (0, 1):
+        raise SlideError(
+            f"its TIFF Orientation tag is {int(orientation)} (rotated or mirrored), which OpenSlide does not apply",
+            remedy="export it again upright (Orientation 1)",
+        )
+    if bits != 8:
+        raise SlideError(f"it has {bits} bits a colour, not 8", remedy=EXPORT_AGAIN)
+
+
+def _is_text(head: bytes) -> bool:
+    if any(byte < 32 and byte not in b"\t\n\r\f" for byte in head):
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 3  # a character cut by the end of what was read
+    return True
+
+
+def _without_path(message: str, path: Path) -> str:
+    for found in (f"Reading {path}: ", str(path), str(path.resolve())):
+        message = message.replace(found, "" if found.startswith("Reading") else path.name)
+    return message.rstrip(".")

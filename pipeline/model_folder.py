@@ -1,0 +1,142 @@
+"""A trained model as a folder: weights, anchor, and everything a prediction needs to know."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from asmil.model import ASMIL
+from asmil.seeding import seeded
+from asmil.training import FitResult
+from pipeline import store
+from pipeline.errors import ArtefactError, ConfigError
+from pipeline.versions import SCHEMA_VERSION, __version__
+
+MODELS = {"asmil": ASMIL}
+"""Models by the name that `model:` in the configuration takes."""
+
+_MEAN, _SD = "standardise.mean", "standardise.sd"
+
+
+def build_model(name: str, *, d_in: int, classes: int, options: dict[str, Any], seed: int) -> ASMIL:
+    """Build a model with seeded initial weights.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or an option does not fit.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"model '{name}' is unknown; choose from {', '.join(MODELS)}")
+    try:
+        with seeded(seed, device=torch.device("cpu")):
+            return MODELS[name](d_in, classes, **options)
+    except ValueError as error:
+        raise ConfigError(f"model '{name}' cannot be built: {error}") from error
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What `model.json` says, and the standardisation of the features.
+
+    Parameters
+    ----------
+    name, options
+        The model, and the arguments it is built with.
+    classes
+        Names of the classes, in the order of the logits.
+    bags
+        What every bag must have in common with those it was trained on: encoder, weights' sha256, width, scale.
+    fold, best_epoch, training
+        Where the model comes from.
+    mean, sd
+        Standardisation of the features, each float32 of shape (d,), or None.
+    """
+
+    name: str
+    options: dict[str, Any]
+    classes: list[str]
+    bags: dict[str, Any]
+    fold: int
+    best_epoch: int
+    training: dict[str, Any]
+    mean: NDArray[np.float32] | None = None
+    sd: NDArray[np.float32] | None = None
+
+    def write(self, folder: Path, result: FitResult) -> None:
+        """Write weights, anchor and description; each file appears when it is complete."""
+        state = {name: tensor.contiguous() for name, tensor in result.best_state.items()}
+        if self.mean is not None and self.sd is not None:
+            state |= {_MEAN: torch.from_numpy(self.mean), _SD: torch.from_numpy(self.sd)}
+        with store.replacing(folder / "weights.safetensors") as part:
+            save_file(state, part)
+        with store.replacing(folder / "anchor.safetensors") as part:
+            save_file({name: tensor.contiguous() for name, tensor in (result.anchor_state or {}).items()}, part)
+        description = {
+            "schema_version": SCHEMA_VERSION,
+            "asmil_wsi": __version__,
+            "model": self.name,
+            "options": self.options,
+            "classes": self.classes,
+            "bags": self.bags,
+            "fold": self.fold,
+            "best_epoch": self.best_epoch,
+            "training": self.training,
+        }
+        store.write_text(folder / "model.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+    def check_bag(self, attributes: dict[str, Any], *, folder: Path) -> None:
+        """Raise an ArtefactError if a bag was not made as those the model was trained on."""
+        for key, value in self.bags.items():
+            if attributes[key] != value:
+                raise ArtefactError(
+                    f"{folder} was trained with {key} {value}, the bag of '{attributes['slide_id']}' has"
+                    f" {attributes[key]}; embed the slide as the model's were"
+                )
+
+
+def load_model(folder: Path) -> tuple[ASMIL, ModelFolder]:
+    """Load a model in evaluation mode.
+
+    Raises
+    ------
+    ArtefactError
+        If the folder is incomplete, damaged, or of another schema version.
+    """
+    try:
+        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "weights.safetensors")
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{folder} is no complete model folder: {error.filename} is missing; train again"
+        ) from error
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{folder}: schema version {found.get('schema_version')}, {SCHEMA_VERSION} is needed; train again"
+        )
+    mean, sd = state.pop(_MEAN, None), state.pop(_SD, None)
+    model = build_model(
+        found["model"],
+        d_in=found["options"].pop("d_in"),
+        classes=found["options"].pop("classes"),
+        options=found["options"],
+        seed=0,
+    )
+    model.load_state_dict(state)
+    model.eval()
+    return model, ModelFolder(
+        name=found["model"],
+        options=dict(model.options),
+        classes=found["classes"],
+        bags=found["bags"],
+        fold=found["fold"],
+        best_epoch=found["best_epoch"],
+        training=found["training"],
+        mean=None if mean is None else mean.numpy(),
+        sd=None if sd is None else sd.numpy(),
+    )

@@ -1,0 +1,120 @@
+"""Predict one slide: by the models that never saw it if it is labelled, by all of them if it is new."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asmil.inference import predict
+from pipeline import store
+from pipeline.errors import ArtefactError
+from pipeline.model_folder import load_model
+from pipeline.split import Assignment, read_splits
+
+log = logging.getLogger(__name__)
+
+
+def folds_for(slide_id: str, rows: Sequence[Assignment]) -> tuple[list[int], str]:
+    """Choose the models that may judge a slide.
+
+    Returns
+    -------
+    The folds, and where the prediction comes from: `out_of_fold` if the slide is labelled, else `ensemble`.
+    """
+    tested = sorted({row.fold for row in rows if row.slide_id == slide_id and row.role == "test"})
+    if tested:
+        return tested, "out_of_fold"
+    return sorted({row.fold for row in rows}), "ensemble"
+
+
+def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) -> None:
+    """Write the prediction and the attention of one slide.
+
+    Parameters
+    ----------
+    bag
+        The slide's bag; an empty one (of a quarantined slide) gives an empty result that says why.
+    splits, models
+        The splits file, and the folder with a `fold-{k}` for each fold.
+    attention
+        The artefact to write.
+    device
+        `cpu` or `cuda`.
+    """
+    stored = store.read(bag)
+    slide_id = stored.attributes["slide_id"]
+    found = store.carried_over(stored.attributes)
+    arrays: dict[str, NDArray[Any]] = {}
+    rows = read_splits(splits)
+    own = next((row for row in rows if row.slide_id == slide_id), None)
+    if stored.ok:
+        folds, source = folds_for(slide_id, rows)
+        probability, fold_scores, classes = judge(stored, [models / f"fold-{fold}" for fold in folds], device=device)
+        mean = probability.mean(0)
+        winner = int(mean.argmax())
+        arrays = {
+            "score": fold_scores.mean(0),
+            "fold_scores": fold_scores,
+            "coords": stored.arrays["coords"],
+            "probability": probability,
+        }
+        found |= {
+            "classes": classes,
+            "folds": folds,
+            "source": source,
+            "predicted": classes[winner],
+            "probabilities": [float(value) for value in mean],
+            "fold_spread": float(probability[:, winner].std()),
+        }
+        log.info("%s: %s (%.3f) by folds %s", slide_id, classes[winner], mean[winner], folds)
+    found |= {"label": own.label if own else None, "patient_id": own.patient_id if own else ""}
+    store.write(
+        attention,
+        arrays,
+        store.stage_attributes(
+            "predict",
+            slide_id=slide_id,
+            fingerprint=stored.attributes["fingerprint"],
+            error=store.inherited_error(stored.attributes),
+            **found,
+        ),
+    )
+
+
+def judge(
+    stored: store.Artefact, folders: Sequence[Path], *, device: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
+    """Apply each model to one bag.
+
+    Returns
+    -------
+    probability
+        Shape (F, C), rows sum to 1.
+    scores
+        Shape (F, N), each row a patch's share of the attention, sums to 1.
+    classes
+        Names of the classes.
+
+    Raises
+    ------
+    ArtefactError
+        If a model was trained on bags made otherwise, or two models have other classes.
+    """
+    probabilities, scores, classes = [], [], None
+    for folder in folders:
+        model, description = load_model(folder)
+        description.check_bag(stored.attributes, folder=folder)
+        if classes is None:
+            classes = description.classes
+        elif classes != description.classes:
+            raise ArtefactError(f"{folder} has the classes {description.classes}, others {classes}; train again")
+        features = stored.arrays["features"].astype(np.float32)
+        if description.mean is not None and description.sd is not None:
+            features = (features - description.mean) / description.sd
+        prediction = predict(model, features, device=device)
+        probabilities.append(prediction.probabilities)
+        scores.append(prediction.score)
+    return np.stack(probabilities).astype(np.float32), np.stack(scores).astype(np.float32), classes or []

@@ -1,0 +1,196 @@
+"""Draw a slide's tissue and tiles for people to check at a glance."""
+
+import importlib.util
+import textwrap
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline import store
+from pipeline.errors import SlideError
+
+LONG_EDGE_PX = 1400
+"""Long edge of a preview: fills a screen, and a JPEG of some 200 kB."""
+
+MIN_WIDTH_PX = 560
+"""A narrower slide gets white margins, so that the legend fits."""
+
+MARGIN_PX, TEXT_PX, TITLE_PX = 16, 15, 20
+INK, MUTED, PAPER = (34, 40, 49), (110, 118, 129), (255, 255, 255)
+TISSUE, TILE = (0, 150, 110), (25, 80, 200)
+"""Outline of tissue, green, and of tiles, blue: neither is a colour of H&E, and the two differ for the colour-blind."""
+
+SCALE_BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+
+
+def preview_mpp(width: int, height: int, *, mpp: float) -> float:
+    """Give the um per pixel at which a slide of `width` x `height` level-0 px fills a preview."""
+    return mpp * max(1.0, max(width, height) / LONG_EDGE_PX)
+
+
+def draw_preview(
+    overview: NDArray[np.uint8],
+    *,
+    downsample: float,
+    mpp: float,
+    mask: NDArray[np.bool_],
+    mask_downsample: float,
+    coords: NDArray[np.int32],
+    patch_level0_px: float,
+    slide_id: str,
+    warnings: Sequence[str],
+) -> NDArray[np.uint8]:
+    """Draw the tissue's outline and the tiles on a slide's overview, with a legend below.
+
+    Parameters
+    ----------
+    overview, downsample
+        RGB, shape (H, W, 3), and the level-0 px per pixel of it.
+    mpp
+        um per level-0 pixel.
+    mask, mask_downsample
+        Tissue, shape (h, w), and the level-0 px per mask pixel.
+    coords, patch_level0_px
+        Tiles' top-left corners, shape (N, 2), columns x, y, and their edge, level-0 px.
+
+    Returns
+    -------
+    RGB, shape (H', W', 3).
+    """
+    picture = _draw_tiles(overview, coords / downsample, patch_level0_px / downsample)
+    _draw_outline(picture, mask, mask_downsample / downsample)
+    area_mm2 = np.count_nonzero(mask) * (mask_downsample * mpp / 1000) ** 2
+    legend = [
+        (TISSUE, f"tissue, {area_mm2:.3g} mm²"),
+        (TILE, f"{len(coords):,} tiles of {patch_level0_px * mpp:.0f} µm"),
+    ]
+    return _compose(picture, title=slide_id, legend=legend, notes=list(warnings), um_per_px=mpp * downsample)
+
+
+def draw_placeholder(
+    slide_id: str, error: SlideError, *, overview: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Draw a picture that says why a slide is not used, with its overview where there is one.
+
+    Parameters
+    ----------
+    overview
+        RGB, shape (H, W, 3).
+
+    Returns
+    -------
+    RGB, shape (H', W', 3).
+    """
+    if overview is None:
+        overview = np.full((1, MIN_WIDTH_PX, 3), 255, np.uint8)
+    elif max(overview.shape) > LONG_EDGE_PX // 2:
+        overview = _resize(overview, LONG_EDGE_PX / 2 / max(overview.shape))
+    notes = ["Not used: " + error.reason + ".", "What to do: " + error.remedy + "."]
+    return _compose(overview, title=slide_id, legend=[], notes=notes, um_per_px=None)
+
+
+def save_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a JPEG under its name only when it is complete."""
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=88, optimize=True)
+    with store.replacing(path) as part:
+        part.write_bytes(buffer.getvalue())
+
+
+def _font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Load the font that comes with matplotlib: Pillow's own has no µ; matplotlib itself is not imported."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None
+    assert spec.origin is not None
+    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size_px)
+
+
+def _resize(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def _draw_tiles(overview: NDArray[np.uint8], corners: NDArray[np.float64], edge_px: float) -> NDArray[np.uint8]:
+    """Outline the tiles, faintly where they are small, so that the tissue stays visible."""
+    picture = np.ascontiguousarray(overview)
+    lines = picture.copy()
+    starts = np.rint(corners).astype(np.int64)
+    ends = np.rint(corners + edge_px).astype(np.int64)
+    for (left, top), (right, bottom) in zip(starts.tolist(), ends.tolist(), strict=True):
+        cv2.rectangle(lines, (left, top), (right, bottom), TILE, 1)
+    strength = float(np.clip(edge_px / 40, 0.25, 0.6))
+    return cv2.addWeighted(lines, strength, picture, 1 - strength, 0).astype(np.uint8, copy=False)
+
+
+def _draw_outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_], scale: float) -> None:
+    """Draw the outline of `mask`, `scale` picture pixels per mask pixel, smoothed where it is enlarged."""
+    height, width = picture.shape[:2]
+    shrink = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]])
+    soft = cv2.warpAffine(mask.astype(np.float32), shrink, (width, height), flags=cv2.INTER_LINEAR)
+    if scale > 1:
+        soft = cv2.GaussianBlur(soft, (0, 0), 0.6 * scale)
+    contours, _ = cv2.findContours((soft > 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, PAPER, 4, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, TISSUE, 2, cv2.LINE_AA)
+
+
+def _compose(
+    picture: NDArray[np.uint8],
+    *,
+    title: str,
+    legend: Sequence[tuple[tuple[int, int, int], str]],
+    notes: Sequence[str],
+    um_per_px: float | None,
+) -> NDArray[np.uint8]:
+    """Put a title above and a legend, a scale bar and notes below a picture."""
+    height, width = picture.shape[:2]
+    sheet_width = max(width, MIN_WIDTH_PX) + 2 * MARGIN_PX
+    text_font, title_font = _font(TEXT_PX), _font(TITLE_PX)
+    columns = (sheet_width - 2 * MARGIN_PX) // (TEXT_PX // 2)
+    lines = [line for note in notes for line in textwrap.wrap(note, columns)]
+    top = 2 * MARGIN_PX + TITLE_PX
+    below = top + height + MARGIN_PX
+    row = TEXT_PX + 9
+    has_legend = bool(legend) or um_per_px is not None
+    sheet = Image.new("RGB", (sheet_width, below + row * (has_legend + len(lines)) + MARGIN_PX), PAPER)
+    sheet.paste(Image.fromarray(picture), ((sheet_width - width) // 2, top))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN_PX, MARGIN_PX), _fit(title, title_font, sheet_width - 2 * MARGIN_PX), INK, title_font)
+    x = MARGIN_PX
+    for colour, text in legend:
+        draw.rectangle((x, below + 1, x + 14, below + 15), outline=colour, width=3)
+        draw.text((x + 22, below), text, INK, text_font)
+        x += 22 + round(text_font.getlength(text)) + 28
+    if um_per_px is not None:
+        _draw_scale_bar(draw, right=sheet_width - MARGIN_PX, y=below + 8, um_per_px=um_per_px, font=text_font)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN_PX, below + row * (has_legend + number)), line, MUTED if has_legend else INK, text_font)
+    return np.asarray(sheet)
+
+
+def _draw_scale_bar(
+    draw: ImageDraw.ImageDraw, *, right: int, y: int, um_per_px: float, font: ImageFont.FreeTypeFont
+) -> None:
+    """Draw a bar of a round length, at most 160 px, that ends at `right`."""
+    length_um = max((bar for bar in SCALE_BARS_UM if bar / um_per_px <= 160), default=SCALE_BARS_UM[0])
+    left = right - round(length_um / um_per_px)
+    draw.line((left, y, right, y), fill=INK, width=3)
+    for end in (left, right):
+        draw.line((end, y - 5, end, y + 5), fill=INK, width=2)
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um} µm"
+    draw.text((left - 10 - font.getlength(text), y - 8), text, INK, font)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Shorten `text` in its middle until it fits."""
+    if font.getlength(text) <= width:
+        return text
+    half = len(text) // 2
+    while half and font.getlength(f"{text[:half]}…{text[-half:]}") > width:
+        half -= 1
+    return f"{text[:half]}…{text[-half:]}"

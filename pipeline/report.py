@@ -1,0 +1,160 @@
+"""Write what people read of a run: the report, the predictions, the figures of merit, the slides left out.
+
+Importing this module is cheap: the workflow does so to print its closing words.
+"""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.evaluation import SlideResult
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE_COLUMNS = ("slide_id", "stage", "reason", "remedy")
+QUARANTINE = "quarantine.tsv"
+MAX_NAMED = 5
+"""Slides left out that the closing words name; the rest are in the table."""
+
+
+def run(
+    *,
+    cohort: Path,
+    splits: Path,
+    results: Path,
+    reports: Path,
+    resamples: int,
+    seed: int,
+    title: str,
+) -> None:
+    """Write `predictions.csv`, `metrics.json`, `quarantine.tsv` and `index.html`.
+
+    Parameters
+    ----------
+    cohort, splits
+        The tables that `check` and `split` wrote.
+    results
+        The folder of the artefacts.
+    reports
+        Where to write; `heatmaps/{slide}.png` are expected there.
+    resamples, seed
+        Bootstrap resamples of patients, and their seed.
+    title
+        Heading of the report.
+
+    Raises
+    ------
+    ArtefactError
+        If an artefact is damaged, or contradicts the splits.
+    """
+    from pipeline import evaluation, report_page, store
+
+    slides = evaluation.gather(cohort, results)
+    with splits.open(encoding="utf-8", newline="") as handle:
+        assignments = list(csv.DictReader(handle))
+    evaluation.check_held_out(slides, assignments)
+    metrics = evaluation.evaluate(slides, assignments, resamples=resamples, seed=seed)
+    store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
+    store.write_text(reports / QUARANTINE, quarantine_table(slides))
+    store.write_text(reports / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps")
+    store.write_text(reports / "index.html", page)
+    logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
+
+
+def predictions_table(slides: "Sequence[SlideResult]", classes: Sequence[str]) -> str:
+    """Give `predictions.csv`: a row a slide, empty cells where there is no prediction."""
+    header = ["slide_id", "patient_id", "label", "predicted", *(f"probability_{name}" for name in classes)]
+    rows: list[list[str]] = []
+    for slide in slides:
+        known = [slide.slide_id, slide.patient_id, slide.label]
+        found = slide.prediction
+        if found is None:
+            rows.append([*known, "", *("" for _ in classes), "", "", slide.status])
+        else:
+            numbers = [f"{probability:.6f}" for probability in found.probabilities]
+            spread = f"{found.fold_spread:.6f}"
+            rows.append([*known, found.predicted, *numbers, found.source, spread, slide.status])
+    return _table([[*header, "source", "fold_spread", "status"], *rows], delimiter=",")
+
+
+def quarantine_table(slides: "Sequence[SlideResult]") -> str:
+    """Give `quarantine.tsv`: which slides were left out, at which stage, why, and what to do."""
+    rows = [[slide.slide_id, slide.stage, slide.reason, slide.remedy] for slide in slides if slide.prediction is None]
+    return _table([QUARANTINE_COLUMNS, *rows], delimiter="\t")
+
+
+def _table(rows: Iterable[Sequence[str]], *, delimiter: str) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
+    writer.writerows([guard(cell) for cell in row] for row in rows)
+    return buffer.getvalue()
+
+
+def guard(cell: str) -> str:
+    """Keep a spreadsheet from running a cell as a formula: what starts like one gets an apostrophe in front.
+
+    Line breaks and tabs become spaces. See OWASP, "CSV injection".
+    """
+    flat = " ".join(cell.splitlines()).replace("\t", " ")
+    return f"'{flat}" if flat.lstrip().startswith(("=", "+", "-", "@")) else flat
+
+
+def quarantined(table: Path) -> list[dict[str, str]]:
+    """Read `quarantine.tsv`: one dict a slide that was left out."""
+    with table.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle, delimiter="\t"))
+
+
+def check_none_quarantined(table: Path) -> None:
+    """Raise a PipelineError that names the slides if `quarantine.tsv` has any: what `strict: true` asks for."""
+    left_out = [row["slide_id"] for row in quarantined(table)]
+    if left_out:
+        more = f" and {len(left_out) - MAX_NAMED} more" if len(left_out) > MAX_NAMED else ""
+        raise PipelineError(
+            f"strict is true and {len(left_out)} slide(s) were quarantined: {', '.join(left_out[:MAX_NAMED])}{more};"
+            f" see {table}, or set strict to false"
+        )
+
+
+def summary(reports: Path) -> str:
+    """Give the closing words of a run, a few lines for the screen.
+
+    Parameters
+    ----------
+    reports
+        The folder that `run` wrote; without a report in it, the words say so.
+    """
+    try:
+        metrics: dict[str, Any] = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+        left_out = quarantined(reports / QUARANTINE)
+    except FileNotFoundError:
+        return f"No report in {reports} yet."
+    lines = [f"{metrics['n_predicted']} of {metrics['n_cohort']} slides predicted, {len(left_out)} left out."]
+    lines += [f"  {row['slide_id']}: {row['reason']}; {row['remedy']}." for row in left_out[:MAX_NAMED]]
+    if len(left_out) > MAX_NAMED:
+        lines.append(f"  and {len(left_out) - MAX_NAMED} more in {reports / QUARANTINE}")
+    lines.append(_performance(metrics))
+    lines.append(f"Report:      {reports / 'index.html'}")
+    lines.append(f"Predictions: {reports / 'predictions.csv'}")
+    return "\n".join(lines)
+
+
+def _performance(metrics: dict[str, Any]) -> str:
+    auroc = metrics["pooled"].get("auroc", {"value": None})
+    if auroc["value"] is None:
+        return "No AUROC: it needs labelled slides of at least two classes."
+    interval = ""
+    if auroc["low"] is not None and auroc["high"] is not None:
+        interval = f" ({metrics['interval']['level']:.0%} interval {auroc['low']:.3f} to {auroc['high']:.3f})"
+    return (
+        f"Out-of-fold AUROC {auroc['value']:.3f}{interval}, "
+        f"{metrics['n_slides']} labelled slides of {metrics['n_patients']} patients."
+    )

@@ -1,0 +1,275 @@
+"""The configuration: checked against its schema, resolved against the encoder, and cut into one stage's share.
+
+Only the Snakefile uses this module with the whole configuration; a stage gets its own settings as flags.
+"""
+
+import contextlib
+import difflib
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import cohort as cohorts
+from pipeline import encoders
+from pipeline.cohort import Cohort, Override
+from pipeline.device import has_gpu
+from pipeline.errors import ConfigError
+from pipeline.fingerprint import fingerprint
+
+Settings = dict[str, Any]
+
+
+def check(config: Mapping[str, Any], schema: Path) -> Settings:
+    """Check a configuration, and fill in what it leaves to the encoder (`auto`).
+
+    Parameters
+    ----------
+    config
+        The configuration with all defaults, as Snakemake merged it.
+    schema
+        JSON Schema of the configuration, as YAML.
+
+    Returns
+    -------
+    A copy in which `tiling.mpp` and `tiling.patch_px` are numbers and `encoder.weights` is a path or None.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or missing, a value has the wrong type or is out of range, or the scale is not the
+        encoder's.
+    """
+    rules = yaml.safe_load(schema.read_text(encoding="utf-8"))
+    settings: Settings = _typed(config, rules)
+    validate(settings, rules)
+    return _resolve_scale(settings)
+
+
+def _typed(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Read numbers, booleans and nulls that arrived as text: `1e-4` in YAML, and all that --config passes in braces."""
+    if isinstance(value, Mapping):
+        properties = schema.get("properties", {})
+        return {name: _typed(item, properties.get(name, {})) for name, item in value.items()}
+    options = schema.get("anyOf", [schema])
+    kinds = {option.get("type") for option in options}
+    if isinstance(value, str) and kinds & {"integer", "number", "boolean", "null"}:
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value)
+    return value
+
+
+def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """Raise a ConfigError of one sentence for the first thing in `config` that `schema` does not allow."""
+    from jsonschema import Draft202012Validator
+
+    validator = Draft202012Validator(schema)
+    found = sorted(
+        validator.iter_errors(config),
+        key=lambda error: (error.validator != "additionalProperties", str(error.json_path)),
+    )
+    if not found:
+        return
+    error = found[0]
+    place = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(name for name in error.instance if name not in known)
+        near = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}"
+        raise ConfigError(f"config: unknown key '{'.'.join(filter(None, (place, str(unknown))))}'; {hint}")
+    if error.validator == "required":
+        raise ConfigError(
+            f"config: {error.message.replace(' is a required property', ' is missing')}"
+            f" in {place or 'the configuration'}; see config.yaml for the default"
+        )
+    raise ConfigError(f"config: {place} is {error.instance!r}; it must be {_expected(error.schema)}")
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    """Say in words what a schema of one key allows."""
+    if "enum" in schema:
+        return "one of " + ", ".join(str(value) for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(_expected(option) for option in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
+    kinds = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "boolean": "true or false",
+        "null": "null",
+        "object": "a section",
+        "array": "a list",
+    }
+    words = kinds[schema["type"]] if isinstance(schema.get("type"), str) else "another value"
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{text} {schema[key]}" for key, text in bounds.items() if key in schema]
+    return f"{words} {' and '.join(limits)}".strip()
+
+
+def _resolve_scale(settings: Settings) -> Settings:
+    encoder, tiling = settings["encoder"], settings["tiling"]
+    spec = encoders.spec(encoder["name"])
+    for key, own, unit in (("patch_px", spec.patch_px, "px"), ("mpp", spec.mpp, "um/px")):
+        if tiling[key] == "auto":
+            if own is None:
+                raise ConfigError(
+                    f"config: {encoder['name']} does not say its {key}; set tiling.{key} to a number ({unit})"
+                )
+            tiling[key] = own
+        elif own is not None and not spec.any_scale and tiling[key] != own and not tiling["allow_scale_mismatch"]:
+            raise ConfigError(
+                f"config: tiling.{key} is {tiling[key]} but {encoder['name']} was trained at {own} {unit};"
+                " set it to auto, or set tiling.allow_scale_mismatch to true"
+            )
+    return settings
+
+
+def load_cohort(settings: Settings) -> Cohort:
+    """Read the slides, labels and overrides that the settings name, and look that the encoder's weights are there.
+
+    Raises
+    ------
+    ConfigError
+        As `pipeline.cohort.load` and `pipeline.encoders.required_weights` do.
+    """
+    encoders.required_weights(**_weights(settings))
+    paths = settings["paths"]
+    return cohorts.load(
+        Path(paths["slides"]),
+        labels=Path(paths["labels"]),
+        overrides=Path(paths["overrides"]),
+        target=settings["target"],
+        folds=settings["evaluation"]["folds"],
+    )
+
+
+def fold_count(settings: Settings) -> int:
+    """Give the number of models that are trained."""
+    return int(settings["evaluation"]["folds"] * settings["evaluation"]["repeats"])
+
+
+def _weights(settings: Settings) -> dict[str, Any]:
+    """Give the encoder and where its weights are, as the functions of `pipeline.encoders` take them."""
+    encoder = settings["encoder"]
+    given = None if encoder["weights"] == "auto" else encoder["weights"]
+    return {"name": encoder["name"], "folder": Path(settings["paths"]["weights"]), "weights": given}
+
+
+def weights_print(settings: Settings) -> str:
+    """Give a fingerprint of the encoder's weights, so that another file under the same name embeds again."""
+    path = encoders.weights_path(**_weights(settings))
+    return fingerprint(path) if path is not None and path.exists() else ""
+
+
+def gpus(settings: Settings, stage: str, *, local: bool) -> int:
+    """Give the GPUs a job asks for: one, unless its encoder runs on the CPU or the job runs here and there is none.
+
+    Parameters
+    ----------
+    stage
+        `embed` or `train`.
+    local
+        Whether jobs run on this machine; on a cluster the node that plans need not have a GPU.
+    """
+    if stage == "embed" and not encoders.spec(settings["encoder"]["name"]).uses_gpu:
+        return 0
+    return 1 if not local or has_gpu() else 0
+
+
+def embed_threads(settings: Settings) -> int:
+    """Give the threads of an `embed` job: one for an encoder on the CPU, as slides beside each other scale better."""
+    return int(settings["encoder"]["threads"]) if encoders.spec(settings["encoder"]["name"]).uses_gpu else 1
+
+
+def flags(settings: Settings, stage: str, *, override: Override | None = None) -> str:
+    """Write a stage's settings as flags of its command.
+
+    Parameters
+    ----------
+    stage
+        `check`, `tile`, `embed`, `split`, `train`, `heatmap` or `report`.
+    override
+        What the user said of the slide, for the stages that open it.
+
+    Returns
+    -------
+    Text for a shell, quoted.
+    """
+    paths, encoder, evaluation = settings["paths"], settings["encoder"], settings["evaluation"]
+    scale = dict(settings["slide"])
+    slide = {**scale, "mpp": override.mpp if override else None}
+    match stage:
+        case "check":
+            values = {
+                **_cohort(settings),
+                **scale,
+                "encoder": encoder["name"],
+                "weights": encoder["weights"],
+                "weights_folder": paths["weights"],
+            }
+        case "tile":
+            tiling = settings["tiling"]
+            values = {
+                **slide,
+                **_prefixed("tissue", settings["tissue"]),
+                **{key: tiling[key] for key in ("patch_px", "overlap", "min_tissue")},
+                "target_mpp": tiling["mpp"],
+            }
+        case "embed":
+            values = {
+                **slide,
+                "encoder": encoder["name"],
+                "weights": encoder["weights"],
+                "weights_folder": paths["weights"],
+                "precision": encoder["precision"],
+                "max_unreadable": settings["tiling"]["max_unreadable"],
+            }
+        case "split":
+            values = {
+                **_cohort(settings),
+                **{key: evaluation[key] for key in ("repeats", "validation", "group_by")},
+                "seed": settings["seed"],
+            }
+        case "train":
+            values = {
+                "model": settings["model"],
+                "options": _json(settings[settings["model"]]),
+                "anchor": _json(settings["anchor"]),
+                "training": _json(settings["training"]),
+                "seed": settings["seed"],
+            }
+        case "heatmap":
+            values = {**slide, **settings["heatmap"]}
+        case "report":
+            values = {"resamples": evaluation["bootstrap_resamples"], "seed": settings["seed"]}
+        case _:
+            raise ValueError(f"stage {stage!r} has no settings")
+    return " ".join(_flag(name, value) for name, value in values.items() if value not in (None, "auto"))
+
+
+def _cohort(settings: Settings) -> dict[str, Any]:
+    """Give what tells slides and labels, as the commands that read them take it."""
+    paths = {key: settings["paths"][key] for key in ("slides", "labels", "overrides")}
+    return {**paths, "target": settings["target"], "folds": settings["evaluation"]["folds"]}
+
+
+def _prefixed(prefix: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{key}": value for key, value in section.items()}
+
+
+def _json(section: Mapping[str, Any]) -> str:
+    """Write a section as JSON without what it leaves to the code (`auto`)."""
+    return json.dumps({key: value for key, value in section.items() if value != "auto"}, sort_keys=True)
+
+
+def _flag(name: str, value: object) -> str:
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(str(value))}"

@@ -1,0 +1,192 @@
+"""Read and write artefacts: named arrays and attributes in one Zarr v3 zip file.
+
+Nothing else in the package knows zarr. A file appears under its name only when it is complete: it is written beside its
+place as `.part` and renamed. Every chunk is stored, also one of zeros, so that a chunk that went missing can be told
+from one that holds zeros; the zip's own checksums catch a byte that changed.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.storage
+from numpy.typing import NDArray
+
+from pipeline.errors import ArtefactError, SlideError
+from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS
+
+CHUNK_ROWS = 4096
+"""Rows of a chunk: 6 MiB of 768 float16 features, a read small enough to stream and large enough to be sequential."""
+
+OK, QUARANTINED = "ok", "quarantined"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage wrote for one slide.
+
+    Parameters
+    ----------
+    arrays
+        Arrays by name; the first axis of each is the tile or instance.
+    attributes
+        `schema_version`, `stage`, `stage_version`, `slide_id`, `fingerprint`, `status`, `reason`, `remedy`, and the
+        stage's own.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the slide is usable; if not, `attributes` has `reason` and `remedy`."""
+        return bool(self.attributes["status"] == OK)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and rename it to `path` when the block ends well.
+
+    When the block raises, the temporary file is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) under its name only when it is complete."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def stage_attributes(
+    stage: str, *, slide_id: str, fingerprint: str, error: SlideError | None = None, **more: Any
+) -> dict[str, Any]:
+    """Give the attributes that every artefact carries, and `more` that are the stage's own.
+
+    Parameters
+    ----------
+    stage
+        Name of the stage, a key of `versions.STAGE_VERSIONS`.
+    slide_id, fingerprint
+        The slide, and the fingerprint of the file that was read.
+    error
+        Why the slide is quarantined; None when it is usable.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "stage_version": STAGE_VERSIONS[stage],
+        "slide_id": slide_id,
+        "fingerprint": fingerprint,
+        "status": QUARANTINED if error else OK,
+        "reason": error.reason if error else "",
+        "remedy": error.remedy if error else "",
+        **more,
+    }
+
+
+_OWN = frozenset(
+    {"schema_version", "stage", "stage_version", "slide_id", "fingerprint", "status", "reason", "remedy", "parameters"}
+)
+
+
+def carried_over(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what an earlier stage found out about the slide, without what describes that stage itself."""
+    return {key: value for key, value in attributes.items() if key not in _OWN}
+
+
+def inherited_error(attributes: Mapping[str, Any]) -> SlideError | None:
+    """Give the error that an earlier stage recorded in `attributes`, or None where the slide was usable."""
+    if attributes["status"] == OK:
+        return None
+    return SlideError(attributes["reason"], remedy=attributes["remedy"])
+
+
+def write(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
+    """Write an artefact, complete or not at all.
+
+    Parameters
+    ----------
+    path
+        Ends in `.zarr.zip`; replaced if it exists.
+    arrays
+        Arrays by name, chunked by `CHUNK_ROWS` along the first axis.
+    attributes
+        JSON values, as `stage_attributes` gives them.
+    """
+    plain = json.loads(json.dumps(dict(attributes)))
+    with replacing(path) as part, zarr.storage.ZipStore(part, mode="w") as zip_store:
+        # attributes are given at once: a zip cannot replace a member, and a second write would add a duplicate
+        group = zarr.create_group(zip_store, zarr_format=3, attributes=plain)
+        for name, values in arrays.items():
+            chunks = (CHUNK_ROWS, *(max(1, size) for size in values.shape[1:]))
+            array = group.create_array(
+                name, shape=values.shape, dtype=values.dtype, chunks=chunks, config={"write_empty_chunks": True}
+            )
+            if values.size:
+                array[...] = values
+
+
+def read(path: Path, names: Iterable[str] | None = None) -> Artefact:
+    """Read an artefact into memory.
+
+    Parameters
+    ----------
+    path
+        A file that `write` made.
+    names
+        The arrays to read; all of them by default.
+
+    Raises
+    ------
+    ArtefactError
+        If the file is missing, torn, or of another schema version.
+    """
+    try:
+        with _open(path) as group:
+            attributes = dict(group.attrs)
+            _check_schema(path, attributes)
+            wanted = sorted(group.array_keys()) if names is None else list(names)
+            arrays = {name: np.asarray(group[name][...]) for name in wanted}  # type: ignore[index]
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path}: no such file; run the workflow to make it") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{path}: damaged ({error}); delete it and run the workflow again") from error
+    return Artefact(arrays=arrays, attributes=attributes)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Read an artefact's attributes alone; raises as `read` does."""
+    return read(path, names=()).attributes
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zarr.Group]:
+    zip_store = zarr.storage.ZipStore(path, mode="r")
+    group = zarr.open_group(zip_store, mode="r")  # opens the file; a store that never opened cannot be closed
+    try:
+        yield group
+    finally:
+        zip_store.close()
+
+
+def _check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
+    found = attributes.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{path}: schema version {found}, this version of asmil-wsi reads {SCHEMA_VERSION}; "
+            "delete it and run the workflow again"
+        )

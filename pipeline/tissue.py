@@ -1,0 +1,298 @@
+"""Find tissue on an overview of a bright-field slide, and exchange its outline with QuPath."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, SlideError
+from pipeline.outline import Ring, fill_rings, trace_polygons
+
+PADDING_BLACK, PADDING_WHITE = 12, 254
+"""Grey levels up to and from which (in all three channels) a pixel is padding or a gap: no stain gets that dark at
+overview resolution, and glass is seldom that white. Black up to 12 allows for JPEG."""
+
+GLASS_MIN, GLASS_MAX_CAST = 180, 30
+"""Glass is at least this bright in every channel, and its channels differ by no more than this (yellowed mounts)."""
+
+FALLBACK_GLASS = 242.0
+"""Brightness of glass on a slide that shows none: between the 235 to 248 of common scanners."""
+
+COLOUR_FLOOR, COLOUR_CEILING = 0.02, 0.05
+"""Bounds of Otsu's threshold on colour (difference of optical density between channels). On empty slides Otsu splits
+noise, which stays below 0.01; on slides with dark and pale tissue it splits the tissue, whose pale part starts at 0.05.
+(Faintest legible H&E, 235/220/230 on glass of 243: 0.03.)"""
+
+GREY_FLOOR, GREY_CEILING = 0.05, 0.12
+"""The same for slides without any colour, on mean optical density."""
+
+MAX_COLOURED_SHARE = 0.001
+"""A slide is greyscale if fewer pixels than this have channels that differ at all: a colour scan of bare glass is
+never that even, and there a shadow must not be taken for grey tissue."""
+
+SMOOTHING_UM, CLOSING_UM = 8.0, 32.0
+"""Gaussian sigma against noise and thin fringes; radius of the closing that joins nuclei, fibres and fat cells."""
+
+DARK_MEDIAN, WHITE_LIGHT, MIN_WHITE_SHARE = 60, 150, 0.05
+"""A slide is dark-field or fluorescence if its median brightness (brightest channel) is below the first and the share
+of pixels with all channels above the second is below the third: bright-field slides always show some white light."""
+
+Method = Literal["otsu", "fixed"]
+
+
+@dataclass(frozen=True)
+class TissueOptions:
+    """How tissue is told from glass.
+
+    Parameters
+    ----------
+    method
+        "otsu" finds the threshold within fixed bounds; "fixed" takes `threshold`.
+    threshold
+        Smallest difference of optical density between colour channels on tissue; for "fixed" only.
+    mpp
+        um per pixel of the overview that tissue is found on.
+    min_area_mm2
+        Smaller pieces are dropped.
+    min_hole_mm2
+        Smaller holes are filled.
+    exclude_pen
+        Whether marks of blue, green, black and red pens are taken out.
+    """
+
+    method: Method = "otsu"
+    threshold: float = 0.04
+    mpp: float = 8.0
+    min_area_mm2: float = 0.02
+    min_hole_mm2: float = 0.05
+    exclude_pen: bool = True
+
+
+def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOptions) -> NDArray[np.bool_]:
+    """Find tissue on an overview.
+
+    Tissue is what absorbs the colours unequally: shadows, dust, bubbles and gaps are grey. Optical density is taken
+    against the slide's own glass, so yellow mounts and dim lamps do not matter.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB, shape (H, W, 3).
+    mpp
+        Its um per pixel.
+
+    Returns
+    -------
+    Shape (H, W), True on tissue; all False on an empty slide.
+
+    Raises
+    ------
+    SlideError
+        If the background is dark: a fluorescence or dark-field slide.
+    """
+    brightest, darkest = thumbnail.max(axis=2), thumbnail.min(axis=2)
+    padding = (brightest <= PADDING_BLACK) | (darkest >= PADDING_WHITE)
+    _refuse_dark_field(brightest, darkest)
+    density = _optical_density(thumbnail, _glass(thumbnail, brightest, darkest, padding))
+    # black touches tissue with mixed pixels whose colours JPEG makes up; white fades into glass
+    scanned = ~_dilate(brightest <= PADDING_BLACK, 2) & ~padding
+    is_grey = np.count_nonzero(brightest != darkest) < MAX_COLOURED_SHARE * brightest.size
+    feature = density.mean(axis=2) if is_grey else density.max(axis=2) - density.min(axis=2)
+    found = _stained(feature, scanned, is_grey=is_grey, mpp=mpp, options=options)
+    if options.exclude_pen:
+        found &= ~_pen(density, found)
+    found = _close(found, CLOSING_UM / mpp) & scanned
+    found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
+    return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
+
+
+def to_geojson(mask: NDArray[np.bool_], *, downsample: float, name: str = "Tissue") -> dict[str, Any]:
+    """Describe a mask as polygons with holes that QuPath opens as annotations.
+
+    Parameters
+    ----------
+    mask
+        Shape (H, W), its corner at the slide's.
+    downsample
+        Level-0 px per mask pixel.
+    name
+        QuPath's class of the annotations.
+
+    Returns
+    -------
+    A GeoJSON FeatureCollection, one feature a connected region, coordinates in level-0 px.
+    """
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [_scaled(ring, downsample) for ring in (polygon.outer, *polygon.holes)],
+            },
+            "properties": {
+                "objectType": "annotation",
+                "name": f"{name} {number}",
+                "classification": {"name": name, "color": [0, 150, 110]},
+            },
+        }
+        for number, polygon in enumerate(trace_polygons(mask), start=1)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def from_geojson(collection: Mapping[str, Any], *, shape: tuple[int, int], downsample: float) -> NDArray[np.bool_]:
+    """Rasterise polygons: the inverse of `to_geojson`, also for what was edited in QuPath.
+
+    Parameters
+    ----------
+    collection
+        A GeoJSON FeatureCollection of Polygon and MultiPolygon features, level-0 px.
+    shape
+        (H, W) of the mask.
+    downsample
+        Level-0 px per mask pixel.
+
+    Raises
+    ------
+    ConfigError
+        If a feature is of another geometry.
+    """
+    mask = np.zeros(shape, np.bool_)
+    for feature in collection["features"]:
+        for polygon in _polygons(feature["geometry"]):
+            rings = [np.asarray(ring, np.float64) / downsample for ring in polygon]
+            mask |= fill_rings(rings, shape=shape)
+    return mask
+
+
+def _polygons(geometry: Mapping[str, Any]) -> Iterable[Any]:
+    if geometry["type"] == "Polygon":
+        return (geometry["coordinates"],)
+    if geometry["type"] == "MultiPolygon":
+        return tuple(geometry["coordinates"])
+    raise ConfigError(f"the GeoJSON holds a {geometry['type']}; only Polygon and MultiPolygon have an inside")
+
+
+def _scaled(ring: Ring, downsample: float) -> list[list[float]]:
+    # a hundredth of a pixel: exact for the round trip, half the size of the file
+    corners: list[list[float]] = np.round(ring * downsample, 2).tolist()
+    return corners
+
+
+def _refuse_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> None:
+    seen = brightest > PADDING_BLACK
+    if np.count_nonzero(seen) < 0.001 * seen.size:
+        return  # entirely black: nothing was scanned, so there is no tissue
+    if np.median(brightest) < DARK_MEDIAN and np.mean(darkest[seen] > WHITE_LIGHT) < MIN_WHITE_SHARE:
+        raise SlideError(
+            "its background is dark, as on a fluorescence slide",
+            remedy="leave it out: only bright-field slides (H&E, IHC) can be used",
+        )
+
+
+def _glass(
+    thumbnail: NDArray[np.uint8],
+    brightest: NDArray[np.uint8],
+    darkest: NDArray[np.uint8],
+    padding: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Estimate the colour of bare glass, shape (3,): the brightest shade that covers at least 1 % of the slide."""
+    candidate = ~padding & (darkest >= GLASS_MIN) & (brightest - darkest <= GLASS_MAX_CAST)
+    shades = np.bincount(darkest[candidate], minlength=256)
+    nearby = np.convolve(shades, np.ones(5, np.int64), mode="same")
+    common = np.flatnonzero(nearby >= 0.01 * max(1, int(np.count_nonzero(~padding))))
+    if not common.size:
+        return np.full(3, FALLBACK_GLASS)
+    brightest_shade = int(common[-1])
+    peak = brightest_shade - 2 + int(np.argmax(shades[brightest_shade - 2 : brightest_shade + 3]))
+    glass = candidate & (np.abs(darkest.astype(np.int16) - peak) <= 2)
+    colour: NDArray[np.float64] = np.median(thumbnail[glass], axis=0).astype(np.float64)
+    return colour
+
+
+def _optical_density(thumbnail: NDArray[np.uint8], glass: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Give -log10(I / glass), shape (H, W, 3), 0 where brighter than glass; grey level 0 counts as 1."""
+    levels = np.maximum(np.arange(256), 1)[:, None]
+    table = np.maximum(-np.log10(levels / glass), 0).astype(np.float32)
+    return np.stack([table[thumbnail[..., channel], channel] for channel in range(3)], axis=-1)
+
+
+def _stained(
+    feature: NDArray[np.float32], scanned: NDArray[np.bool_], *, is_grey: bool, mpp: float, options: TissueOptions
+) -> NDArray[np.bool_]:
+    """Threshold `feature`: colour or, on a greyscale slide, darkness."""
+    feature[~scanned] = 0
+    feature = cv2.GaussianBlur(feature, (0, 0), max(0.5, SMOOTHING_UM / mpp)).astype(np.float32, copy=False)
+    floor, ceiling = (GREY_FLOOR, GREY_CEILING) if is_grey else (COLOUR_FLOOR, COLOUR_CEILING)
+    threshold = options.threshold
+    if options.method == "otsu":
+        threshold = float(np.clip(_otsu(feature[scanned]), floor, ceiling))
+    stained: NDArray[np.bool_] = (feature > threshold) & scanned
+    return stained
+
+
+def _otsu(values: NDArray[np.float32]) -> float:
+    """Give Otsu's threshold of optical densities; they count up to 0.5."""
+    if not values.size:
+        return 0.0
+    grey = np.minimum(values * (255 / 0.5), 255).astype(np.uint8)
+    level: float = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
+    return level * 0.5 / 255
+
+
+def _pen(density: NDArray[np.float32], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find pen by colours that H&E cannot have.
+
+    Eosin and haematoxylin absorb green most. Blue and green ink absorb red most; black ink absorbs all alike, and
+    much; red ink absorbs blue about as much as green, and no red at all. Where "pen" is most of what was found, it is
+    the stain (trichrome, Giemsa) and stays.
+    """
+    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
+    mean = density.mean(axis=2)
+    blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
+    black = (mean > 0.5) & (density.max(axis=2) - density.min(axis=2) < 0.15 * mean)
+    red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
+    pen = _drop_small(blue_or_green | black | red_ink, 4)
+    if np.count_nonzero(pen & found) > 0.5 * np.count_nonzero(found):
+        return np.zeros_like(found)
+    return _dilate(pen, 2)  # the soft rim of a stroke
+
+
+def _kernel(radius_px: int) -> NDArray[np.uint8]:
+    size = 2 * radius_px + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)).astype(np.uint8)
+
+
+def _dilate(mask: NDArray[np.bool_], radius_px: int) -> NDArray[np.bool_]:
+    return cv2.dilate(mask.astype(np.uint8), _kernel(radius_px)).astype(np.bool_)
+
+
+def _close(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
+    radius = max(1, round(radius_px))
+    # without a margin, closing would see tissue beyond the picture's edge
+    padded = np.pad(mask.astype(np.uint8), radius)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _kernel(radius))
+    return closed[radius:-radius, radius:-radius].astype(np.bool_)
+
+
+def _drop_small(mask: NDArray[np.bool_], area_px: float) -> NDArray[np.bool_]:
+    """Drop 4-connected pieces of fewer than `area_px` pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    large = stats[:, cv2.CC_STAT_AREA] >= area_px
+    large[0] = False
+    kept: NDArray[np.bool_] = large[labels]
+    return kept
+
+
+def _fill_small_holes(mask: NDArray[np.bool_], area_px: float) -> NDArray[np.bool_]:
+    """Fill holes of fewer than `area_px` pixels; glass that reaches the picture's edge is no hole."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < area_px
+    small[0] = False
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        small[np.unique(edge)] = False
+    filled: NDArray[np.bool_] = mask | small[labels]
+    return filled

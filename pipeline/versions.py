@@ -1,0 +1,21 @@
+"""The product's version, the artefacts' schema version, and one version a stage.
+
+A stage's version is part of the parameters that the workflow watches: raise it when a change alters what the stage
+writes for the same input, and every artefact of that stage, and what follows from it, is made again.
+"""
+
+__version__ = "0.1.0"
+
+SCHEMA_VERSION = 1
+"""Layout of the artefacts (names of arrays and attributes)."""
+
+STAGE_VERSIONS: dict[str, int] = {
+    "check": 1,
+    "tile": 1,
+    "embed": 1,
+    "split": 1,
+    "train": 1,
+    "predict": 1,
+    "heatmap": 1,
+    "report": 1,
+}

@@ -1,0 +1,87 @@
+"""The sentences on a slide's page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.drawing import TIMES
+
+MPP_SOURCES = {
+    "properties": "from the slide's properties",
+    "override": "from the overrides file",
+    "default": "the configured default",
+    "objective": "derived from the objective's power",
+}
+
+
+def times_text(times: float) -> str:
+    """Write a ratio with two digits that count, and no more than a reader needs."""
+    if 0.0 < times < 0.01:
+        return "<0.01"
+    return f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.95 else f"{times:.2f}"
+
+
+def probability_text(probability: float) -> str:
+    """Write a probability with two decimals, and never as a certainty."""
+    return "> 0.99" if probability > 0.995 else "< 0.01" if probability < 0.005 else f"{probability:.2f}"
+
+
+def spread_text(attributes: Mapping[str, Any], probability: NDArray[np.floating]) -> str:
+    """Say how far the models of the folds, class probabilities [F, C], agree on the predicted class."""
+    chosen = list(attributes["classes"]).index(attributes["predicted"])
+    models = probability.shape[0]
+    if models < 2:
+        return "Spread over the folds: none (one model)."
+    one = probability[:, chosen]
+    votes = int((probability.argmax(axis=1) == chosen).sum())
+    return (
+        f"Spread over the folds: sd {attributes['fold_spread']:.2f}, range {one.min():.2f} to {one.max():.2f}; "
+        f"{votes} of {models} models favour {attributes['predicted']}."
+    )
+
+
+def label_text(attributes: Mapping[str, Any]) -> str:
+    """Say what the label is, and whether the prediction agrees."""
+    label = attributes.get("label")
+    if label is None:
+        return "Label: none."
+    return f"Label: {label} ({'prediction agrees' if label == attributes['predicted'] else 'PREDICTION DIFFERS'})."
+
+
+def source_text(attributes: Mapping[str, Any]) -> str:
+    """Say which models predicted and drew."""
+    folds = list(attributes["folds"])
+    if attributes["source"] == "ensemble":
+        return f"Drawn by the ensemble of {len(folds)} models; none of them ever saw this slide."
+    named = f"fold {folds[0]}" if len(folds) == 1 else f"folds {', '.join(map(str, folds))}"
+    return f"Out-of-fold: drawn by models that never saw this slide ({named})."
+
+
+def quality_notes(attributes: Mapping[str, Any], tiles: int) -> list[str]:
+    """Say what was analysed, at which scale, and what looked odd; one sentence each, warnings first."""
+    patch_um = attributes["patch_px"] * attributes["realised_mpp"]
+    unreadable = int(attributes.get("unreadable", 0))
+    left_out = (
+        "no unreadable tiles" if unreadable == 0 else f"{unreadable:,} unreadable tile{'' if unreadable == 1 else 's'}"
+    )
+    source = MPP_SOURCES.get(attributes["mpp_source"], attributes["mpp_source"])
+    return [
+        *(f"Warning: {sentence}" for sentence in attributes.get("warnings", ())),
+        f"{tiles:,} patches of {attributes['patch_px']} px at {attributes['realised_mpp']:.3f} µm/px "
+        f"({patch_um:.0f} µm), {left_out} left out.",
+        f"Slide {attributes['width']:,} {TIMES} {attributes['height']:,} px at {attributes['mpp_x']:.4g} µm/px, "
+        f"{source}; tissue {attributes['tissue_area_mm2']:.3g} mm².",
+    ]
+
+
+def reading_note(score: NDArray[np.floating]) -> str:
+    """Say how attention was normalised, and how widely the scores [N] are spread."""
+    effective = 1.0 / float(np.square(score).sum())
+    return (
+        "Normalisation: rank of each patch's attention within this slide, from 0 (least) to 100 (most); colours do not "
+        "compare between slides. Where tiles overlap, ranks are averaged; untinted pixels were not analysed. "
+        f"Attention is spread as over {effective:,.0f} of {score.size:,} patches (1 / Σ a²). "
+        "It shows what the model weighed, not what is diseased."
+    )

@@ -1,0 +1,160 @@
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from pipeline import cohort
+from pipeline.errors import ConfigError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder
+
+
+def labels_file(folder: Path, text: str) -> Path:
+    path = folder / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_id_is_the_path_below_the_folder_without_its_extension(tmp_path: Path) -> None:
+    touch(tmp_path, "b.svs", "site a/x.1.tiff", "ünï (1).NDPI")
+    slides, warnings = cohort.discover(tmp_path)
+    assert list(slides) == ["b", "site a__x.1", "ünï (1)"]
+    assert slides["site a__x.1"] == tmp_path / "site a" / "x.1.tiff"
+    assert warnings == []
+
+
+def test_decomposed_letters_in_a_file_name_give_the_composed_id(tmp_path: Path) -> None:
+    touch(tmp_path, unicodedata.normalize("NFD", "ü.svs"))
+    assert list(cohort.discover(tmp_path)[0]) == ["ü"]
+
+
+def test_ignored_files_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", ".b.svs", "c.jpg", "d.svs.part", "notes.txt", ".gitkeep")
+    _, warnings = cohort.discover(tmp_path)
+    assert len(warnings) == 3
+    assert ".b.svs is ignored: hidden." in warnings[0]
+
+
+def test_a_mirax_folder_and_a_dicom_folder_are_one_slide_each(tmp_path: Path) -> None:
+    touch(tmp_path, "m.mrxs", "m/Data0000.dat", "m/thumb.tif", "d/1.dcm", "d/2.dcm")
+    slides, warnings = cohort.discover(tmp_path)
+    assert slides == {"d": tmp_path / "d", "m": tmp_path / "m.mrxs"}
+    assert warnings == []
+
+
+@pytest.mark.parametrize("names", [("a.svs", "a.tif"), ("x/y.svs", "x__y.svs")])
+def test_two_slides_of_one_id_are_both_named(tmp_path: Path, names: tuple[str, str]) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(ConfigError, match="have the same slide id") as caught:
+        cohort.discover(tmp_path)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_an_empty_folder_says_what_to_put_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no slides in .*put whole-slide images"):
+        cohort.discover(tmp_path / "raw")
+
+
+def test_a_brace_in_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot hold braces"):
+        cohort.discover(touch(tmp_path, "a{b}.svs"))
+
+
+def test_labels_are_read_with_their_patients(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, "\ufeffslide_id,label,patient_id,site\n a ,x,p1,s\nb,,p1,s\n\n")
+    found = cohort.read_labels(path, target="label")
+    assert found["a"] == cohort.Label("x", "p1", "s")
+    assert found["b"].label == ""
+
+
+def test_without_patients_every_slide_is_its_own(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, "slide_id,label,label_grade\na,x,1\n")
+    assert cohort.read_labels(path, target="label_grade")["a"] == cohort.Label("1", "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slide_id,label,colour\na,x,red\n", "unknown column 'colour'"),
+        ("slide,label\na,x\n", "no column 'slide_id'"),
+        ("slide_id,label\na,x\na,y\n", "line 3: slide 'a' is listed twice"),
+        ("slide_id;label\na;x\n", "not separated by commas"),
+        ("slide_id,label\na,x,y\n", "line 2: 3 cells where the header has 2"),
+        ("slide_id,label,patient_id\na,x,\n", "line 2: patient_id is empty"),
+        ("slide_id,label\n,x\n", "line 2: slide_id is empty"),
+        ('slide_id,label\n"a,x\n', "not a CSV file"),
+        ("slide_id,label,label\na,x,x\n", "'label' occurs twice"),
+        ("", "no column 'slide_id'"),
+    ],
+)
+def test_a_malformed_labels_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        cohort.read_labels(labels_file(tmp_path, text), target="label")
+    assert "labels.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_labels_file_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"labels\.csv is missing; make it, a CSV with the columns slide_id, label"):
+        cohort.read_labels(tmp_path / "labels.csv", target="label")
+
+
+def test_latin_1_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("slide_id,label\nü,x\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        cohort.read_labels(tmp_path / "labels.csv", target="label")
+
+
+def loaded(folder: Path, labels: str, *, folds: int = 2, overrides: str = "") -> cohort.Cohort:
+    touch(folder / "raw", *(f"{name}.svs" for name in "abcdef"))
+    if overrides:
+        (folder / "overrides.csv").write_text(overrides)
+    return cohort.load(
+        folder / "raw",
+        labels=labels_file(folder, labels),
+        overrides=folder / "overrides.csv",
+        target="label",
+        folds=folds,
+    )
+
+
+GOOD = "slide_id,label\na,x\nb,x\nc,y\nd,y\n"
+
+
+def test_a_cohort_keeps_labels_of_present_slides_only(tmp_path: Path) -> None:
+    found = loaded(tmp_path, GOOD + "absent,x\n")
+    assert set(found.labels) == set("abcd")
+    assert found.classes == ("x", "y")
+    assert "1 slide(s) that are not in" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "folds", "words"),
+    [
+        ("slide_id,label\na,x\nb,x\n", 2, "all 2 labelled slides are 'x'"),
+        (GOOD, 5, "4 labelled patients are fewer than the 5 folds"),
+        ("slide_id,label\na.svs,x\n", 2, "labels none of the 6 slides .*'a.svs', a slide here is 'a'"),
+        ("slide_id,label,patient_id\na,x,p\nb,x,q\nc,y,r\nd,y,r\n", 2, "class 'y' has one patient only"),
+    ],
+)
+def test_labels_that_cannot_be_validated_are_refused(tmp_path: Path, labels: str, folds: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, labels, folds=folds)
+
+
+def test_a_skipped_slide_is_left_out(tmp_path: Path) -> None:
+    found = loaded(tmp_path, GOOD, overrides="slide_id,mpp,skip,note\ne,,true,smeared\nf,0.25,,\n")
+    assert "e" not in found.slides
+    assert found.overrides["f"].mpp == 0.25
+
+
+@pytest.mark.parametrize(("row", "words"), [("e,40,", "mpp is '40'"), ("e,0,25", "skip is '25'"), ("e,,maybe", "skip")])
+def test_a_bad_override_is_named(tmp_path: Path, row: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, GOOD, overrides=f"slide_id,mpp,skip\n{row}\n")

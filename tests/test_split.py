@@ -1,0 +1,118 @@
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import split
+from pipeline.cohort import Label
+from pipeline.errors import ConfigError
+
+
+def cohort(patients: int, *, slides_per_patient: int = 2, classes: int = 2) -> dict[str, Label]:
+    return {
+        f"slide-{p:03d}-{s}": Label("abc"[p % classes], f"patient-{p:03d}", f"site-{p % 3}")
+        for p in range(patients)
+        for s in range(slides_per_patient)
+    }
+
+
+def assigned(labels: dict[str, Label], **options: object) -> list[split.Assignment]:
+    defaults: dict[str, object] = {"folds": 4, "repeats": 1, "validation": 0.2, "seed": 0}
+    return split.assign(labels, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def roles(rows: list[split.Assignment], fold: int) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.fold == fold:
+            found[row.role].add(row.slide_id)
+    return found
+
+
+def test_every_slide_is_tested_once_a_repeat() -> None:
+    labels = cohort(12)
+    rows = assigned(labels, repeats=3)
+    for repeat in range(3):
+        tested = [row.slide_id for row in rows if row.repeat == repeat and row.role == "test"]
+        assert sorted(tested) == sorted(labels)
+    assert {row.fold for row in rows} == set(range(12))
+
+
+@pytest.mark.parametrize("group_by", ["patient", "site"])
+def test_no_group_has_two_roles_in_a_fold(group_by: str) -> None:
+    labels = cohort(18)
+    rows = assigned(labels, folds=3, group_by=group_by, validation=0.4)
+    for fold in range(3):
+        seen: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            if row.fold == fold:
+                label = labels[row.slide_id]
+                seen[label.patient_id if group_by == "patient" else label.site].add(row.role)
+        assert all(len(found) == 1 for found in seen.values())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_are_balanced_in_every_role(classes: int, seed: int) -> None:
+    labels = cohort(30, classes=classes)
+    rows = assigned(labels, seed=seed)
+    for fold in range(4):
+        for slides in roles(rows, fold).values():
+            shares = np.unique([labels[name].label for name in slides], return_counts=True)[1] / len(slides)
+            assert len(shares) == classes
+            assert np.abs(shares - 1 / classes).max() < 0.2
+
+
+def test_validation_is_near_its_share_of_the_training_part() -> None:
+    rows = assigned(cohort(40), validation=0.25)
+    for fold in range(4):
+        found = roles(rows, fold)
+        assert 0.15 < len(found["validation"]) / (len(found["validation"]) + len(found["train"])) < 0.35
+
+
+def test_the_same_seed_gives_the_same_folds_and_another_seed_others() -> None:
+    assert assigned(cohort(12), seed=3) == assigned(cohort(12), seed=3)
+    assert assigned(cohort(12), seed=3) != assigned(cohort(12), seed=4)
+
+
+def test_the_order_of_the_labels_does_not_matter() -> None:
+    labels = cohort(12)
+    assert assigned(labels) == assigned(dict(reversed(labels.items())))
+
+
+def test_fewer_patients_than_folds_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="3 patients with usable labelled slides are fewer than the 4 folds"):
+        assigned(cohort(3))
+
+
+def test_a_class_of_two_patients_stays_in_every_training_part() -> None:
+    labels = cohort(10) | {"rare-1": Label("z", "rare-1"), "rare-2": Label("z", "rare-2")}
+    rows = assigned(labels)
+    for fold in range(4):
+        assert "z" in {labels[name].label for name in roles(rows, fold)["train"]}
+
+
+def test_one_file_under_two_patients_is_named() -> None:
+    labels = {"a": Label("x", "p1"), "b": Label("x", "p2")}
+    with pytest.raises(ConfigError, match="'a' and 'b' are the same file but belong to patients 'p1' and 'p2'"):
+        split.check_leaks(labels, {"a": "f", "b": "f"})
+    split.check_leaks(labels, {"a": "f", "b": "g"})
+
+
+def test_one_file_with_two_labels_is_named() -> None:
+    labels = {"a": Label("x", "p1"), "b": Label("y", "p1")}
+    with pytest.raises(ConfigError, match="labelled 'x' and 'y'"):
+        split.check_leaks(labels, {"a": "f", "b": "f"})
+
+
+def test_splits_come_back_as_written(tmp_path: Path) -> None:
+    labels = cohort(8) | {'odd, "name" ünï': Label("a", "p,1"), "other": Label("b", "p,2")}
+    rows = assigned(labels)
+    split.write_splits(tmp_path / "splits.csv", rows)
+    assert split.read_splits(tmp_path / "splits.csv") == rows
+
+
+def test_grouping_by_site_needs_a_site() -> None:
+    with pytest.raises(ConfigError, match="slide 's0' has none"):
+        assigned({f"s{i}": Label("ab"[i % 2], f"p{i}") for i in range(8)}, group_by="site")

@@ -1,0 +1,187 @@
+"""A small study on disk, and Snakemake run on it as a user does."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.demo import write_svs
+from pipeline.synthetic import draw_slide
+
+ROOT = Path(__file__).parents[2]
+SIDE_PX = 896
+"""Four patches a side: what a slide costs here is the start of its jobs, not its pixels."""
+
+CONFIG = {
+    "encoder": {"name": "texture"},
+    "evaluation": {"folds": 2, "bootstrap_resamples": 100},
+    "training": {"epochs": 3, "learning_rate": 0.001},
+    "tiling": {"min_tissue": 0.2},
+    "tissue": {"min_area_mm2": 0.001},
+    "heatmap": {"width_px": 800, "top_patches": 2},
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a run of Snakemake ended, what it printed, and how many jobs of each rule it planned or ran."""
+
+    code: int
+    output: str
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", self.output, re.DOTALL)
+        if table is None:
+            return {}
+        return {name: int(count) for name, count in (line.split() for line in table[1].splitlines()) if name != "all"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.folder / "data" / "raw"
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "data" / "labels.csv"
+
+    def configure(self, **sections: object) -> None:
+        """Change settings of the study's config; those not named stay."""
+        path = self.folder / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        for name, section in sections.items():
+            config[name] = {**config.get(name, {}), **section} if isinstance(section, dict) else section
+        path.write_text(yaml.safe_dump(config))
+
+    def add_slide(self, slide_id: str, *, seed: int, tumour: bool = False) -> Path:
+        path = self.raw / f"{slide_id}.svs"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw_slide(seed, width_px=SIDE_PX, height_px=SIDE_PX, tumour=tumour).pixels
+        write_svs(path, pixels, mpp=0.5, objective=20)
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        snakemake = Path(sys.executable).parent / "snakemake"
+        return [str(snakemake), "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--cores", "2", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Give an environment in which the virtual environment is not activated, as `.venv/bin/snakemake` is run."""
+        return {"PATH": os.defpath, "HOME": str(self.folder), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+
+    def run(self, *arguments: str) -> Ran:
+        """Run Snakemake in the study's folder to its end."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout)
+
+    def plan(self, *arguments: str) -> dict[str, int]:
+        """Give the jobs that a run would run."""
+        planned = self.run("--dry-run", *arguments)
+        assert planned.code == 0, planned.output
+        return planned.jobs
+
+    def interrupt(self, when: Callable[[], bool]) -> Ran:
+        """Run Snakemake, press Ctrl-C once `when` holds, and wait for its end."""
+        process = subprocess.Popen(
+            self.command(),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while not when():
+            assert process.poll() is None, "the run ended before it was interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Snakemake and its jobs
+        output, _ = process.communicate(timeout=120)
+        return Ran(process.returncode, output)
+
+
+def write_study(folder: Path) -> Study:
+    """Write six labelled slides of six patients and one without a label."""
+    study = Study(folder)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    rows = ["slide_id,label,patient_id"]
+    for index in range(6):
+        label = ("normal", "tumour")[index % 2]
+        study.add_slide(f"slide {index}", seed=index, tumour=label == "tumour")
+        rows.append(f"slide {index},{label},patient {index}")
+    study.add_slide("new.ü", seed=6)
+    study.labels.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return study
+
+
+@pytest.fixture(scope="session")
+def untouched_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Give a study on which nothing ran yet; to be copied, not changed."""
+    return write_study(tmp_path_factory.mktemp("untouched") / "my study")
+
+
+@pytest.fixture(scope="session")
+def finished_run(untouched_study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Ran]:
+    """Give a study on which the whole workflow ran, and what the run printed; to be copied, not changed."""
+    study = copy_of(untouched_study, tmp_path_factory.mktemp("finished"))
+    return study, study.run()
+
+
+@pytest.fixture
+def fresh(untouched_study: Study, tmp_path: Path) -> Study:
+    """Give a study of one's own on which nothing ran yet."""
+    return copy_of(untouched_study, tmp_path)
+
+
+@pytest.fixture
+def finished(finished_run: tuple[Study, Ran], tmp_path: Path) -> Study:
+    """Give a study of one's own on which the whole workflow ran."""
+    study, ran = finished_run
+    assert ran.code == 0, ran.output
+    return copy_of(study, tmp_path)
+
+
+def copy_of(study: Study, folder: Path) -> Study:
+    """Copy a study with its time stamps, which Snakemake goes by."""
+    return Study(Path(shutil.copytree(study.folder, folder / study.folder.name)))
+
+
+def results_of(study: Study) -> dict[str, object]:
+    """Give what must not depend on how a run went: tables as text, pictures as bytes, scores as arrays."""
+    from pipeline import store
+
+    found: dict[str, object] = {}
+    for path in sorted((study.folder / "reports").rglob("*")):
+        if path.suffix in {".csv", ".tsv", ".json", ".png"}:
+            found[path.name] = path.read_bytes()
+    for path in sorted((study.folder / "results").rglob("*.zarr.zip")):
+        for name, values in store.read(path).arrays.items():
+            found[f"{path.parent.name}/{path.name}/{name}"] = np.asarray(values).tobytes()
+    return found

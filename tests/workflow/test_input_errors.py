@@ -1,0 +1,65 @@
+"""What no run can start with ends in one sentence, before any work."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.workflow.conftest import Study
+
+
+def rewrite(old: str, new: str) -> Callable[[Study], object]:
+    return lambda study: study.labels.write_text(study.labels.read_text().replace(old, new))
+
+
+def empty(study: Study) -> None:
+    for path in study.raw.iterdir():
+        path.unlink()
+
+
+CASES: dict[str, tuple[Callable[[Study], object], str]] = {
+    "no slides": (empty, "no slides in data/raw; put whole-slide images"),
+    "no labels file": (lambda study: study.labels.unlink(), "labels.csv is missing; make it, a CSV with the columns"),
+    "unknown column": (rewrite("patient_id", "patient"), "unknown column 'patient'"),
+    "duplicate slide": (rewrite("slide 1,", "slide 0,"), "line 3: slide 'slide 0' is listed twice"),
+    "one class": (rewrite("tumour", "normal"), "all 6 labelled slides are 'normal'"),
+    "few patients": (
+        lambda study: study.configure(evaluation={"folds": 9}),
+        "6 labelled patients are fewer than the 9",
+    ),
+    "unknown key": (lambda study: study.configure(tilling={"mpp": 1}), "unknown key 'tilling'; did you mean 'tiling'?"),
+    "unknown nested key": (
+        lambda study: study.configure(training={"epoch": 3}),
+        "unknown key 'training.epoch'; did you mean 'epochs'?",
+    ),
+    "out of range": (lambda study: study.configure(tiling={"min_tissue": 3}), "tiling.min_tissue is 3; it must be"),
+    "wrong type": (lambda study: study.configure(seed="x"), "seed is 'x'; it must be a whole number"),
+    "wrong choice": (lambda study: study.configure(anchor={"mode": "off"}), "one of ema, frozen, uniform, none"),
+    "unknown encoder": (lambda study: study.configure(encoder={"name": "resnot"}), "resnot"),
+    "two slides of one id": (lambda study: (study.raw / "slide 0.tif").write_bytes(b""), "the same slide id 'slide 0'"),
+    "not the encoder's scale": (
+        lambda study: study.configure(encoder={"name": "ctranspath"}, tiling={"mpp": 0.77}),
+        "tiling.mpp is 0.77 but ctranspath was trained at",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_one_sentence_before_any_work(fresh: Study, case: str) -> None:
+    change, words = CASES[case]
+    change(fresh)
+    ran = fresh.run()
+    assert ran.code == 1
+    last = ran.output.rstrip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert words in last
+    assert not (fresh.folder / "results").exists()
+
+
+def test_missing_weights_are_named_before_any_slide_is_read(fresh: Study) -> None:
+    fresh.configure(encoder={"name": "ctranspath"})
+    ran = fresh.run()
+    assert ran.code == 1
+    assert "weights/ctranspath.pth" in ran.output
+    assert "python -m pipeline weights fetch ctranspath" in ran.output
+    assert "encoder.name" in ran.output
+    assert not (fresh.folder / "results" / "tiles").exists()

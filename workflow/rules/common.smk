@@ -1,0 +1,131 @@
+# What the rules share: the configuration, the cohort, and helpers that turn them into inputs, parameters and resources.
+import shlex
+import sys
+from functools import cache
+
+ROOT = Path(workflow.basedir).parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline import cohort as cohorts, settings
+from pipeline.errors import PipelineError
+from pipeline.fingerprint import fingerprint
+from pipeline.versions import STAGE_VERSIONS
+
+
+def stop(error):
+    """End with the error's one sentence, before any job is planned."""
+    sys.exit(f"Error: {error}")
+
+
+def read_input():
+    """Check the configuration and read the cohort, or end with a sentence that says what to mend."""
+    try:
+        checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        if "--lint" in sys.argv:  # the rules can be judged without slides
+            return checked, cohorts.Cohort({}, {})
+        return checked, settings.load_cohort(checked)
+    except PipelineError as error:
+        stop(error)
+
+
+SETTINGS, COHORT = read_input()
+RESULTS = Path(SETTINGS["paths"]["results"])
+REPORTS = Path(SETTINGS["paths"]["reports"])
+FOLDS = list(range(settings.fold_count(SETTINGS)))
+
+# A job runs the packages of this checkout, with the interpreter that runs Snakemake unless a deployment method
+# (conda, a container) brings its own.
+shell.prefix(
+    f"export PYTHONPATH={shlex.quote(str(ROOT))}; "
+    + (
+        ""
+        if workflow.deployment_settings.deployment_method
+        else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    )
+)
+
+# One GPU job at a time unless the user says otherwise with --resources gpu=N.
+if "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", 1)
+
+
+wildcard_constraints:
+    slide=r"[^/]+",
+    fold=r"\d+",
+
+
+def heatmaps():
+    """Give the picture of every slide."""
+    return [REPORTS / "heatmaps" / f"{slide}.png" for slide in COHORT.slides]
+
+
+def bags_of_labelled(wildcards):
+    """Give the bags of the labelled slides, the only ones that folds and models depend on."""
+    return [RESULTS / "bags" / f"{slide}.zarr.zip" for slide in COHORT.labels]
+
+
+def model_files(wildcards):
+    """Give what the folds' models consist of."""
+    return [
+        RESULTS / "model" / f"fold-{fold}" / name for fold in FOLDS for name in ("weights.safetensors", "model.json")
+    ]
+
+
+def slide_path(wildcards):
+    """Give the slide; a newer time stamp alone is no reason to run again, its content is (see `slide_print`)."""
+    return ancient(COHORT.slides[wildcards.slide])
+
+
+@cache
+def slide_fingerprint(slide):
+    return fingerprint(COHORT.slides[slide])
+
+
+def slide_print(wildcards):
+    """Give the slide's fingerprint: a replaced file runs again."""
+    return slide_fingerprint(wildcards.slide)
+
+
+def cohort_digest(wildcards):
+    """Give a digest of all slides, labels and overrides."""
+    return cohorts.cohort_digest(COHORT, {slide: slide_fingerprint(slide) for slide in COHORT.slides})
+
+
+def labels_digest(wildcards):
+    """Give a digest of the labels of the slides that are present."""
+    return cohorts.labels_digest(COHORT.labels)
+
+
+def flags(stage):
+    """Give a function that tells a stage's settings, as flags of its command, for one slide or for the cohort."""
+
+    def of_job(wildcards):
+        override = COHORT.overrides.get(wildcards.get("slide"))
+        return settings.flags(SETTINGS, stage, override=override)
+
+    return of_job
+
+
+def gpu_of(stage):
+    """Give a function that tells how many GPUs a job asks for: none where it would not use one."""
+
+    def of_job(wildcards):
+        return settings.gpus(SETTINGS, stage, local=workflow.local_exec)
+
+    return of_job
+
+
+def print_summary():
+    """Print what was done and where to look."""
+    from pipeline.report import summary
+
+    print(f"\n{summary(REPORTS)}", file=sys.stderr)
+
+
+def print_failure():
+    """Say what to do next when a job failed."""
+    print(
+        "\nSome jobs failed; the sentence that says why is in the log named above."
+        " Everything that was finished is kept: mend the cause and run the same command again.",
+        file=sys.stderr,
+    )

@@ -1,0 +1,66 @@
+# The labelled slides together: folds, one model a fold; then every slide's prediction.
+
+
+rule split:
+    input:
+        # the labels of slides that are present reach this rule as a parameter, so that any other line changes nothing
+        labels=ancient(SETTINGS["paths"]["labels"]),
+        bags=bags_of_labelled,
+    output:
+        splits=RESULTS / "model" / "splits.csv",
+    log:
+        RESULTS / "logs" / "split.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    params:
+        version=STAGE_VERSIONS["split"],
+        labels=labels_digest,
+        flags=flags("split"),
+        bags=RESULTS / "bags",
+    shell:
+        "python -m pipeline split --digest {params.labels} --bags {params.bags:q} --splits {output.splits:q}"
+        " {params.flags} 2> {log:q}"
+
+
+rule train:
+    input:
+        splits=RESULTS / "model" / "splits.csv",
+        bags=bags_of_labelled,
+    output:
+        weights=RESULTS / "model" / "fold-{fold}" / "weights.safetensors",
+        anchor=RESULTS / "model" / "fold-{fold}" / "anchor.safetensors",
+        model=RESULTS / "model" / "fold-{fold}" / "model.json",
+        history=RESULTS / "model" / "fold-{fold}" / "history.csv",
+    log:
+        RESULTS / "logs" / "train" / "fold-{fold}.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    resources:
+        gpu=gpu_of("train"),
+    params:
+        version=STAGE_VERSIONS["train"],
+        flags=flags("train"),
+        bags=RESULTS / "bags",
+        folder=lambda wildcards, output: Path(output.model).parent,
+    shell:
+        "python -m pipeline train --fold {wildcards.fold} --splits {input.splits:q} --bags {params.bags:q}"
+        " --folder {params.folder:q} --threads {threads} --gpus {resources.gpu} {params.flags} 2> {log:q}"
+
+
+rule predict:
+    input:
+        bag=RESULTS / "bags" / "{slide}.zarr.zip",
+        splits=RESULTS / "model" / "splits.csv",
+        models=model_files,
+    output:
+        attention=RESULTS / "attention" / "{slide}.zarr.zip",
+    log:
+        RESULTS / "logs" / "predict" / "{slide}.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    params:
+        version=STAGE_VERSIONS["predict"],
+        models=RESULTS / "model",
+    shell:
+        "python -m pipeline predict {input.bag:q} --splits {input.splits:q} --models {params.models:q}"
+        " --attention {output.attention:q} 2> {log:q}"

@@ -1,0 +1,65 @@
+# One slide at a time: tissue and tiles, then features.
+
+
+rule check:
+    input:
+        labels=ancient(SETTINGS["paths"]["labels"]),
+    output:
+        cohort=RESULTS / "cohort.tsv",
+    log:
+        RESULTS / "logs" / "check.log",
+    # first, so that its warnings come before hours of work. Nothing but the report depends on it: a job behind an ancient
+    # input is not looked at when the job in front of that input runs again (docs/adr/0001).
+    priority: 100
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    threads: 8
+    params:
+        version=STAGE_VERSIONS["check"],
+        cohort=cohort_digest,
+        flags=flags("check"),
+    shell:
+        "python -m pipeline check --cohort {output.cohort:q} --threads {threads} {params.flags} 2> {log:q}"
+
+
+rule tile:
+    input:
+        slide=slide_path,
+    output:
+        tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
+        tissue=RESULTS / "tissue" / "{slide}.geojson",
+        preview=RESULTS / "tissue" / "{slide}.jpg",
+    log:
+        RESULTS / "logs" / "tile" / "{slide}.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    params:
+        version=STAGE_VERSIONS["tile"],
+        fingerprint=slide_print,
+        flags=flags("tile"),
+    shell:
+        "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
+        " --tissue {output.tissue:q} --preview {output.preview:q} {params.flags} 2> {log:q}"
+
+
+rule embed:
+    input:
+        slide=slide_path,
+        tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
+    output:
+        bag=RESULTS / "bags" / "{slide}.zarr.zip",
+    log:
+        RESULTS / "logs" / "embed" / "{slide}.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    threads: settings.embed_threads(SETTINGS)
+    resources:
+        gpu=gpu_of("embed"),
+    params:
+        version=STAGE_VERSIONS["embed"],
+        fingerprint=slide_print,
+        weights=settings.weights_print(SETTINGS),
+        flags=flags("embed"),
+    shell:
+        "python -m pipeline embed {input.slide:q} --slide-id {wildcards.slide:q} --tiles {input.tiles:q}"
+        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu} {params.flags} 2> {log:q}"
