@@ -16,7 +16,7 @@ MAX_ANISOTROPY = 0.02
 OBJECTIVE_UM = 10.0
 """mpp times objective power of the usual scanners (20x: 0.5, 40x: 0.25)."""
 
-GIVE_MPP = "give its um per pixel in the overrides table"
+GIVE_MPP = "give its mpp (um per pixel) in data/overrides.csv"
 
 MppSource = Literal["properties", "override", "default", "objective"]
 
@@ -130,10 +130,12 @@ def _missing(properties: Mapping[str, str], power: float | None) -> SlideError:
     written = properties.get("aperio.MPP")
     found = f" (its MPP entry reads '{written}')" if written else ""
     if power is None:
-        return SlideError(f"no mpp in its properties{found}", remedy=f"{GIVE_MPP}, or set default_mpp")
+        return SlideError(
+            f"no mpp in its properties{found}", remedy=f"{GIVE_MPP}, or set slide.default_mpp in config.yaml"
+        )
     return SlideError(
         f"no mpp in its properties{found}, only a {power:g}x objective",
-        remedy=f"{GIVE_MPP}, or set default_mpp or mpp_from_objective",
+        remedy=f"{GIVE_MPP}, or set slide.default_mpp or slide.mpp_from_objective in config.yaml",
     )
 
 

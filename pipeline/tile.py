@@ -131,7 +131,10 @@ def tile_slide(
     _check_size(slide, plan)
     mask = find_tissue(overview, mpp=overview_mpp, options=options)
     if not mask.any():
-        raise SlideError("no tissue was found", remedy="look at the preview; if there is tissue, lower the threshold")
+        raise SlideError(
+            "no tissue was found",
+            remedy="look at its preview; if it shows tissue, set tissue.method fixed and lower tissue.threshold",
+        )
     downsample, stride_px = overview_mpp / slide.mpp, plan.patch_level0_px * (1 - overlap)
     coords, share = place_tiles(
         mask,
@@ -144,7 +147,7 @@ def tile_slide(
     if not len(coords):
         raise SlideError(
             f"no tile of {plan.patch_level0_px * slide.mpp:.0f} um is covered by tissue to {min_tissue:.0%}",
-            remedy="lower min_tissue, or leave the slide out: it has very little tissue",
+            remedy="lower tiling.min_tissue, or leave the slide out: it has very little tissue",
         )
     if max_tiles is not None and len(coords) > max_tiles:
         slide.warnings.append(f"{max_tiles} of {len(coords)} tiles were kept (max_tiles)")

@@ -16,6 +16,10 @@ MPP_SOURCES = {
 }
 
 
+EVEN = 1.05
+"""Highest score over the mean below which a page says that attention is even: colours show ranks, which hide it."""
+
+
 def times_text(times: float) -> str:
     """Write a ratio with two digits that count, and no more than a reader needs."""
     if 0.0 < times < 0.01:
@@ -79,9 +83,14 @@ def quality_notes(attributes: Mapping[str, Any], tiles: int) -> list[str]:
 def reading_note(score: NDArray[np.floating]) -> str:
     """Say how attention was normalised, and how widely the scores [N] are spread."""
     effective = 1.0 / float(np.square(score).sum())
+    even = (
+        " No patch weighs 5 % more than the mean: the prediction rests on all of them."
+        if score.max() < EVEN * score.mean()
+        else ""
+    )
     return (
         "Normalisation: rank of each patch's attention within this slide, from 0 (least) to 100 (most); colours do not "
         "compare between slides. Where tiles overlap, ranks are averaged; untinted pixels were not analysed. "
-        f"Attention is spread as over {effective:,.0f} of {score.size:,} patches (1 / Σ a²). "
+        f"Attention is spread as over {effective:,.0f} of {score.size:,} patches (1 / Σ a²).{even} "
         "It shows what the model weighed, not what is diseased."
     )

@@ -287,3 +287,8 @@ def test_only_the_ensemble_is_called_one(tmp_path: Path) -> None:
     five = store.read_attributes(write_attention(tmp_path / "b.zarr.zip", grid(), np.ones(24), folds=5))
     assert "models that never saw this slide" in wording.source_text(one)
     assert "ensemble of 5 models" in wording.source_text(five)
+
+
+def test_the_page_says_when_attention_is_nearly_even() -> None:
+    assert "rests on all of them" in wording.reading_note(np.full(10, 0.1))
+    assert "rests on all of them" not in wording.reading_note(np.array([0.5, 0.3, 0.2]))
