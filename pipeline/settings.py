@@ -86,17 +86,19 @@ def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
             f"config: {error.message.replace(' is a required property', ' is missing')}"
             f" in {place or 'the configuration'}; see config.yaml for the default"
         )
-    raise ConfigError(f"config: {place} is {error.instance!r}; it must be {_expected(error.schema)}")
+    raise ConfigError(f"config: {place} is {error.instance!r}; it must be {expected(error.schema)}")
 
 
-def _expected(schema: Mapping[str, Any]) -> str:
-    """Say in words what a schema of one key allows."""
+def expected(schema: Mapping[str, Any]) -> str:
+    """Say in words what the schema of one key allows, as in `a number above 0 and at most 1`."""
     if "enum" in schema:
         return "one of " + ", ".join(str(value) for value in schema["enum"])
     if "anyOf" in schema:
-        return " or ".join(_expected(option) for option in schema["anyOf"])
+        return " or ".join(expected(option) for option in schema["anyOf"])
     if "const" in schema:
         return str(schema["const"])
+    if "pattern" in schema:
+        return f"text like {schema['pattern']}"
     kinds = {
         "integer": "a whole number",
         "number": "a number",

@@ -24,7 +24,7 @@ def times_text(times: float) -> str:
     """Write a ratio with two digits that count, and no more than a reader needs."""
     if 0.0 < times < 0.01:
         return "<0.01"
-    return f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.95 else f"{times:.2f}"
+    return f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 1.95 else f"{times:.2f}"
 
 
 def probability_text(probability: float) -> str:

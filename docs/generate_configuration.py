@@ -1,0 +1,51 @@
+"""Write docs/configuration.md from the schema and the defaults: python docs/generate_configuration.py."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.settings import expected  # noqa: E402 - the packages need not be installed for this
+
+INTRODUCTION = """\
+# Configuration
+
+`config.yaml` in the repository's root holds every key with its default. Change it there, or keep a study in a folder of
+its own with a `config.yaml` that holds only what differs, and run `snakemake --directory STUDY`. One value can be tried
+with `--config`, as in `snakemake --cores 8 --config 'training={epochs: 20}'`. An unknown key, a wrong type or a value
+out of range ends the run with one sentence before any work. A change re-runs only what depends on it.
+
+This page is made from `workflow/schemas/config.schema.yaml` and `config.yaml` by `docs/generate_configuration.py`.
+"""
+
+
+def page() -> str:
+    """Give the page."""
+    schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text(encoding="utf-8"))
+    defaults = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    parts = [INTRODUCTION, "## General\n", *_table(_leaves(schema["properties"]), defaults)]
+    for name, section in schema["properties"].items():
+        if "properties" in section:
+            parts += [f"\n## `{name}`\n", f"{section['description']}\n", *_table(section["properties"], defaults[name])]
+    return "\n".join(parts) + "\n"
+
+
+def _leaves(properties: dict[str, Any]) -> dict[str, Any]:
+    return {name: found for name, found in properties.items() if "properties" not in found}
+
+
+def _table(properties: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
+    for name, found in properties.items():
+        default = yaml.safe_dump(defaults[name], default_flow_style=True).removesuffix("...\n").strip()
+        values = expected(found).replace("|", "\\|")
+        rows.append(f"| `{name}` | `{default}` | {values} | {found['description']} |")
+    return rows
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "configuration.md").write_text(page(), encoding="utf-8")
