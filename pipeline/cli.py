@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from asmil.errors import BagError, TrainingError
 from pipeline.errors import ConfigError, PipelineError
 
 app = typer.Typer(
@@ -395,5 +396,5 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         app()
-    except PipelineError as error:
+    except (PipelineError, BagError, TrainingError) as error:
         sys.exit(f"Error: {error}")

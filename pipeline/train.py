@@ -81,6 +81,12 @@ class StoredBags(Sequence[Bag]):
             return self._cache[index]
         path = self.folder / f"{self.rows[index].slide_id}.zarr.zip"
         features = store.read(path, ["features"]).arrays["features"]
+        name = self.rows[index].slide_id
+        # looked for here, as the standardisation would spread one slide's NaN over all
+        if not len(features):
+            raise BagError(f"{name}: its bag is empty; embed it again")
+        if not np.isfinite(features).all():
+            raise BagError(f"{name}: its bag has features that are not finite; embed it again")
         if features.nbytes <= self._free_bytes:
             self._free_bytes -= features.nbytes
             self._cache[index] = features

@@ -1,0 +1,119 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline import store
+from pipeline.split import Assignment, write_splits
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+STAGES = ("check", "tile", "embed", "split", "train", "predict", "heatmap", "report", "demo", "weights")
+
+
+def test_the_manual_names_every_stage() -> None:
+    ran = command("--help")
+    assert ran.returncode == 0
+    assert all(stage in ran.stdout for stage in STAGES)
+
+
+def test_every_stage_has_a_manual_without_importing_torch() -> None:
+    code = (
+        "import sys; from pipeline.cli import app; from typer.main import get_command; get_command(app);"
+        "print(sorted({'torch', 'timm', 'sklearn', 'matplotlib', 'scipy', 'cv2', 'zarr'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def bag(folder: Path, slide_id: str, features: NDArray[np.float64]) -> None:
+    attributes = store.stage_attributes(
+        "embed",
+        slide_id=slide_id,
+        fingerprint=slide_id,
+        encoder="texture",
+        weights_sha256="",
+        dim=features.shape[1],
+        patch_px=224,
+        target_mpp=0.5,
+        standardise=True,
+    )
+    coords = np.zeros((len(features), 2), np.int32)
+    store.write(
+        folder / f"{slide_id}.zarr.zip", {"features": features.astype(np.float16), "coords": coords}, attributes
+    )
+
+
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    roles = ("train", "train", "validation", "validation")
+    rows = [
+        Assignment(f"s{index}", f"p{index}", "ab"[index % 2], 0, 0, role)  # type: ignore[arg-type]
+        for index, role in enumerate(roles)
+    ]
+    write_splits(folder / "splits.csv", rows)
+    paths = ("--splits", f"{folder}/splits.csv", "--bags", f"{folder}/bags", "--folder", f"{folder}/model")
+    options = ("--model", "asmil", "--options", "{}", "--anchor", "{}", "--seed", "0")
+    return command("train", "--fold", "0", *paths, *options, *(arguments or ("--training", '{"epochs": 1}')))
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (np.full((4, 8), np.nan), "s1: its bag has features that are not finite"),
+        (np.zeros((0, 8)), "s1: its bag is empty"),
+        (np.zeros((4, 9)), "bags of 's0' and 's1' differ in dim"),
+    ],
+    ids=["nan", "empty", "another width"],
+)
+def test_a_bag_that_cannot_be_trained_on_is_named_in_one_sentence(
+    tmp_path: Path, broken: NDArray[np.float64], words: str
+) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        bag(tmp_path / "bags", f"s{index}", generator.normal(size=(4, 8)))
+    bag(tmp_path / "bags", "s1", broken)
+    ran = train(tmp_path)
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert words in last
+    assert not (tmp_path / "model" / "weights.safetensors").exists()
+
+
+def test_a_wrong_training_option_is_one_sentence(tmp_path: Path) -> None:
+    ran = train(tmp_path, "--training", '{"epochs": 0}')
+    assert ran.returncode == 1
+    assert ran.stderr.strip().splitlines()[-1].startswith("Error: ")
+
+
+def test_a_missing_artefact_is_one_sentence(tmp_path: Path) -> None:
+    slide = tmp_path / "a.svs"
+    slide.write_bytes(b"")
+    options = ("--colormap", "viridis", "--opacity", "0.5", "--top-patches", "2", "--width-px", "800")
+    files = (
+        "--attention",
+        f"{tmp_path}/no.zarr.zip",
+        "--png",
+        f"{tmp_path}/a.png",
+        "--geojson",
+        f"{tmp_path}/a.geojson",
+    )
+    ran = command("heatmap", str(slide), *files, *options)
+    assert ran.returncode == 1
+    assert ran.stderr.strip().splitlines()[-1].endswith("no.zarr.zip: no such file; run the workflow to make it")
