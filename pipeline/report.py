@@ -104,7 +104,10 @@ def guard(cell: str) -> str:
     Line breaks and tabs become spaces. See OWASP, "CSV injection".
     """
     flat = " ".join(cell.splitlines()).replace("\t", " ")
-    return f"'{flat}" if flat.lstrip().startswith(("=", "+", "-", "@")) else flat
+    start = flat.lstrip()
+    # a leading sign alone is a name or a number; with one of these behind it, a spreadsheet could compute something
+    signed = start.startswith(("+", "-")) and any(letter in start for letter in "=(|!")
+    return f"'{flat}" if signed or start.startswith(("=", "@")) else flat
 
 
 def quarantined(table: Path) -> list[dict[str, str]]:

@@ -3,10 +3,10 @@
 import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,11 @@ def assign(
     """
     names = sorted(labels)
     classes = np.array([labels[name].label for name in names])
-    groups = np.array([_group(name, labels[name], group_by) for name in names])
+    groups = _groups([labels[name] for name in names], names, group_by)
     if len(set(groups)) < folds:
         raise ConfigError(
             f"{len(set(groups))} {group_by}s with usable labelled slides are fewer than the {folds} folds;"
-            " label more, see reports/quarantine.tsv for slides left out, or lower evaluation.folds"
+            " label more, mend slides that the logs of tile and embed name, or lower evaluation.folds"
         )
     if np.unique(classes, return_counts=True)[1].max() < folds:
         raise ConfigError(
@@ -96,12 +96,27 @@ def assign(
     return rows
 
 
-def _group(name: str, label: Label, group_by: str) -> str:
+def _groups(labels: Sequence[Label], names: Sequence[str], group_by: str) -> NDArray[np.str_]:
+    """Give each slide its group, named by the group's first patient.
+
+    Grouping by site keeps patients together too: sites that share a patient are one group.
+    """
     if group_by == "patient":
-        return label.patient_id
-    if not label.site:
-        raise ConfigError(f"evaluation.group_by is site but slide '{name}' has none; fill in the labels' site column")
-    return label.site
+        return np.array([label.patient_id for label in labels])
+    first: dict[str, str] = {}  # of each patient and site: another one of its group, in the end the group's name
+
+    def root(key: str) -> str:
+        while first.setdefault(key, key) != key:
+            key = first[key]
+        return key
+
+    for name, label in zip(names, labels, strict=True):
+        if not label.site:
+            raise ConfigError(
+                f"evaluation.group_by is site but slide '{name}' has none; fill in the labels' site column"
+            )
+        first[root(f"site {label.site}")] = root(f"patient {label.patient_id}")
+    return np.array([root(f"patient {label.patient_id}") for label in labels])
 
 
 def _divide(classes: NDArray[np.str_], groups: NDArray[np.str_], *, parts: int, seed: int) -> NDArray[np.intp]:
@@ -185,6 +200,27 @@ def _share_distance(whole: NDArray[np.str_], some: NDArray[np.str_]) -> float:
     )
 
 
+def check_roles(rows: Sequence[Assignment], fingerprints: Mapping[str, str]) -> None:
+    """Refuse an assignment in which a patient, or a file under two ids, has two roles in one fold.
+
+    The last gate before anything is trained: it looks at what was assigned, not at how.
+
+    Raises
+    ------
+    ConfigError
+        Naming the two slides.
+    """
+    seen: dict[tuple[int, str, str], Assignment] = {}
+    for row in rows:
+        for kind, key in (("patient", row.patient_id), ("file", fingerprints[row.slide_id])):
+            other = seen.setdefault((row.fold, kind, key), row)
+            if other.role != row.role:
+                raise ConfigError(
+                    f"slides '{other.slide_id}' ({other.role}) and '{row.slide_id}' ({row.role}) of fold {row.fold}"
+                    f" have the same {kind}; correct the labels file"
+                )
+
+
 def check_leaks(labels: Mapping[str, Label], fingerprints: Mapping[str, str]) -> None:
     """Refuse one file under two patients: it would be trained on and tested on.
 
@@ -239,13 +275,21 @@ def run(
     usable = {name: label for name, label in labels.items() if attributes[name]["status"] == store.OK}
     if len({label.label for label in usable.values()}) < 2:
         raise ConfigError(
-            f"of {len(labels)} labelled slides only {len(usable)} are usable, and they are of one class;"
-            " see the tissue previews and reports/quarantine.tsv for what is wrong with the others"
+            f"{len(usable)} of {len(labels)} labelled slides are usable, which is too few classes to learn"
+            f" ({_left_out(attributes)}); mend slides or label more"
         )
     check_leaks(usable, {name: str(attributes[name]["fingerprint"]) for name in usable})
     rows = assign(usable, folds=folds, repeats=repeats, validation=validation, seed=seed, group_by=group_by)
+    check_roles(rows, {name: str(attributes[name]["fingerprint"]) for name in usable})
     write_splits(splits, rows)
     log.info("%d of %d labelled slides in %d x %d folds", len(usable), len(labels), repeats, folds)
+
+
+def _left_out(attributes: Mapping[str, Mapping[str, Any]], *, most: int = 3) -> str:
+    """Name the first slides that are not usable, with their reasons."""
+    bad = {name: found["reason"] for name, found in attributes.items() if found["status"] != store.OK}
+    named = "; ".join(f"'{name}': {reason}" for name, reason in list(bad.items())[:most])
+    return f"{named}; and {len(bad) - most} more" if len(bad) > most else named
 
 
 def write_splits(path: Path, rows: list[Assignment]) -> None:

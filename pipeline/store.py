@@ -127,7 +127,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[st
     attributes
         JSON values, as `stage_attributes` gives them.
     """
-    plain = json.loads(json.dumps(dict(attributes)))
+    plain = json.loads(json.dumps({**attributes, "arrays": sorted(arrays)}))
     with replacing(path) as part, zarr.storage.ZipStore(part, mode="w") as zip_store:
         # attributes are given at once: a zip cannot replace a member, and a second write would add a duplicate
         group = zarr.create_group(zip_store, zarr_format=3, attributes=plain)
@@ -157,9 +157,11 @@ def read(path: Path, names: Iterable[str] | None = None) -> Artefact:
     """
     try:
         with _open(path) as group:
-            attributes = dict(group.attrs)
+            attributes: dict[str, Any] = dict(group.attrs)
             _check_schema(path, attributes)
-            wanted = sorted(group.array_keys()) if names is None else list(names)
+            # listed when it was written: a name that a changed byte hides in the zip's directory is missed here
+            named: list[str] = attributes.pop("arrays")
+            wanted = named if names is None else list(names)
             arrays = {name: np.asarray(group[name][...]) for name in wanted}  # type: ignore[index]
     except FileNotFoundError as error:
         raise ArtefactError(f"{path}: no such file; run the workflow to make it") from error

@@ -240,9 +240,9 @@ def test_a_label_the_models_do_not_know_is_an_error_that_names_the_slide(run: Ru
 
 
 def test_a_formula_in_a_table_is_only_text(run: Run) -> None:
-    run.add("=cmd()", np.array([0.2, 0.8]), label=None, patient="+1")
+    run.add("=cmd()", np.array([0.2, 0.8]), label=None, patient="+cmd|1")
     row = rows_of(run.write() / "predictions.csv")[-1]
-    assert (row["slide_id"], row["patient_id"]) == ("'=cmd()", "'+1")
+    assert (row["slide_id"], row["patient_id"]) == ("'=cmd()", "'+cmd|1")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,11 @@ def test_a_formula_in_a_table_is_only_text(run: Run) -> None:
     [
         ("=1+1", "'=1+1"),
         (" @x", "' @x"),
-        ("-2", "'-2"),
+        ("-2", "-2"),
+        ("-slide 3", "-slide 3"),
+        ("+", "+"),
+        ("-2+cmd|' /C calc'!A0", "'-2+cmd|' /C calc'!A0"),
+        ("+HYPERLINK(1)", "'+HYPERLINK(1)"),
         ("a\tb\nc", "a b c"),
         ("\r=1", "' =1"),
         ("0.5", "0.5"),

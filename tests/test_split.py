@@ -71,6 +71,28 @@ def test_validation_is_near_its_share_of_the_training_part() -> None:
         assert 0.15 < len(found["validation"]) / (len(found["validation"]) + len(found["train"])) < 0.35
 
 
+def test_grouping_by_site_keeps_patients_of_two_sites_together() -> None:
+    labels = {
+        f"slide-{p:02d}-{s}": Label("ab"[p % 2], f"patient-{p:02d}", f"site-{(p + s) if p % 4 == 0 else p}")
+        for p in range(16)
+        for s in range(2)
+    }
+    rows = assigned(labels, folds=3, group_by="site")
+    split.check_roles(rows, {name: name for name in labels})
+
+
+def test_a_patient_or_a_file_with_two_roles_is_named() -> None:
+    rows = [
+        split.Assignment("a", "p", "x", 0, 0, "train"),
+        split.Assignment("b", "p", "x", 0, 0, "test"),
+        split.Assignment("c", "q", "x", 0, 0, "train"),
+    ]
+    with pytest.raises(ConfigError, match=r"'a' \(train\) and 'b' \(test\) of fold 0 have the same patient"):
+        split.check_roles(rows, {"a": "1", "b": "2", "c": "3"})
+    with pytest.raises(ConfigError, match="have the same file"):
+        split.check_roles([rows[1], rows[2]], {"b": "1", "c": "1"})
+
+
 def test_the_same_seed_gives_the_same_folds_and_another_seed_others() -> None:
     assert assigned(cohort(12), seed=3) == assigned(cohort(12), seed=3)
     assert assigned(cohort(12), seed=3) != assigned(cohort(12), seed=4)

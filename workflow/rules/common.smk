@@ -59,6 +59,11 @@ def heatmaps():
     return [REPORTS / "heatmaps" / f"{slide}.png" for slide in COHORT.slides]
 
 
+def geojsons():
+    """Give the squares for QuPath of every slide."""
+    return [RESULTS / "attention" / f"{slide}.geojson" for slide in COHORT.slides]
+
+
 def bags_of_labelled(wildcards):
     """Give the bags of the labelled slides, the only ones that folds and models depend on."""
     return [RESULTS / "bags" / f"{slide}.zarr.zip" for slide in COHORT.labels]
@@ -126,6 +131,7 @@ def print_failure():
     """Say what to do next when a job failed."""
     print(
         "\nSome jobs failed; the sentence that says why is in the log named above."
+        " (an empty log: the job was killed, usually for want of memory)."
         " Everything that was finished is kept: mend the cause and run the same command again.",
         file=sys.stderr,
     )
