@@ -50,6 +50,14 @@ class TissueMethod(StrEnum):
     fixed = "fixed"
 
 
+class Stain(StrEnum):
+    """How colours are brought to those of one reference."""
+
+    none = "none"
+    macenko = "macenko"
+    reinhard = "reinhard"
+
+
 class GroupBy(StrEnum):
     """What is never divided between training, validation and test."""
 
@@ -145,11 +153,13 @@ def embed(
     slide_id: SlideId,
     tiles: Annotated[Path, Option(help="Tiles artefact to read.")],
     bag: Annotated[Path, Option(help="Bag to write.")],
-    encoder: Annotated[str, Option(help="texture, ctranspath, timm:<model>.")],
+    encoder: Annotated[str, Option(help="One of `python -m pipeline encoders`, timm:<model>, hf-hub:<id>.")],
     weights: Weights = None,
     weights_folder: WeightsFolder = Path("weights"),
     precision: Annotated[str, Option(help="auto, fp32, bf16, fp16.")] = "auto",
+    stain: Annotated[Stain, Option(help="Stain normalisation before the encoder.")] = Stain.none,
     batch_size: Annotated[int | None, Option(min=1, help="Patches encoded at once.")] = None,
+    compiled: Annotated[bool, Option("--compile/--no-compile", help="Let torch compile the encoder.")] = False,
     max_unreadable: Annotated[float, Option(min=0, max=1, help="Share of tiles that may be unreadable.")],
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
@@ -167,13 +177,17 @@ def embed(
         slide_id=slide_id,
         tiles=tiles,
         bag=bag,
-        encoder=encoder,
-        weights=weights,
-        weights_folder=weights_folder,
-        precision=precision,
-        batch_size=batch_size,
+        options=stage.EncoderOptions(
+            encoder,
+            weights=weights,
+            folder=weights_folder,
+            precision=precision,
+            batch_size=batch_size,
+            device=choose_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu",
+            compiled=compiled,
+            stain=stain.value,
+        ),
         max_unreadable=max_unreadable,
-        device=choose_device(gpus=gpus) if encoders.spec(encoder).uses_gpu else "cpu",
         threads=threads,
         mpp=mpp,
         default_mpp=default_mpp,

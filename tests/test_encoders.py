@@ -57,7 +57,7 @@ def test_the_modules_import_in_any_order(first: str) -> None:
 
 
 def test_an_unknown_encoder_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'textures' is not an encoder; set one of texture, ctranspath, timm:<model>"):
+    with pytest.raises(ConfigError, match="'textures' is not an encoder; did you mean texture"):
         encoders.spec("textures")
 
 
