@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from pipeline.cli_encoders import Stain, WeightsFolder, add_encoder_commands
 from pipeline.errors import ConfigError, PipelineError
 
 app = typer.Typer(
@@ -23,8 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-weights_app = typer.Typer(help="Fetch and verify encoder weights.", no_args_is_help=True)
-app.add_typer(weights_app, name="weights")
+add_encoder_commands(app)
 
 SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
 LabelsFile = Annotated[Path, Option(help="Labels file.")]
@@ -37,7 +37,6 @@ Threads = Annotated[int, Option(min=1, help="Threads to use.")]
 Gpus = Annotated[int, Option(min=0, help="GPUs that may be used; 0 computes on the CPU.")]
 Seed = Annotated[int, Option(min=0, help="The same seed gives the same result.")]
 Weights = Annotated[str | None, Option(help="File of the encoder's weights, or random; none: by its name.")]
-WeightsFolder = Annotated[Path, Option(help="Folder that has the encoders' weights by name.")]
 Mpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel of level 0, instead of what the slide says.")]
 DefaultMpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel if the slide does not say it.")]
 MppFromObjective = Annotated[bool, Option(help="Take 10 um / objective power if nothing better is known.")]
@@ -48,14 +47,6 @@ class TissueMethod(StrEnum):
 
     otsu = "otsu"
     fixed = "fixed"
-
-
-class Stain(StrEnum):
-    """How colours are brought to those of one reference."""
-
-    none = "none"
-    macenko = "macenko"
-    reinhard = "reinhard"
 
 
 class GroupBy(StrEnum):
@@ -363,18 +354,6 @@ def demo(
     from pipeline.demo import write_demo
 
     write_demo(folder, slides=slides, seed=seed, workers=workers)
-
-
-@weights_app.command("fetch")
-def fetch_weights(
-    name: Annotated[str, Argument(help="Encoder.", show_default=False)],
-    *,
-    folder: WeightsFolder = Path("weights"),
-) -> None:
-    """Download an encoder's weights and verify them."""
-    from pipeline.weights import fetch
-
-    print(fetch(name, folder))  # noqa: T201 - the path is the command's output
 
 
 def _recorded(context: typer.Context) -> dict[str, Any]:

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.store import replacing
-
 
 def cache_folder() -> Path:
     """Give the user's cache folder: `$XDG_CACHE_HOME/asmil-wsi`, or `~/.cache/asmil-wsi`."""
@@ -24,8 +22,12 @@ def recall(*key: object) -> Any:
 
 def remember(value: object, *key: object) -> None:
     """Remember a JSON value under a key; where the folder cannot be written nothing happens."""
-    with contextlib.suppress(OSError, RuntimeError), replacing(_path(key)) as part:
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")  # jobs beside each other measure the same
         part.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+        part.replace(path)
 
 
 def _path(key: tuple[object, ...]) -> Path:

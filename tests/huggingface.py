@@ -109,7 +109,7 @@ def _layer(part: State, tokens: Tensor, kind: Kind) -> Tensor:
         return F.layer_norm(values, (kind.width,), part[f"{name}.weight"], part[f"{name}.bias"], kind.eps)
 
     def split(values: Tensor) -> Tensor:
-        return values.unflatten(-1, (kind.heads, -1)).transpose(1, 2)
+        return values.view(*values.shape[:2], kind.heads, -1).transpose(1, 2)
 
     before, after = ("norm1", "norm2") if kind.dino else ("layernorm_before", "layernorm_after")
     scale1, scale2 = (part[f"layer_scale{n}.lambda1"] if kind.dino else 1.0 for n in (1, 2))

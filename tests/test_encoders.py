@@ -108,16 +108,12 @@ def test_check_weights_gives_the_digest_or_nothing(weights: Path, tmp_path: Path
     assert encoders.check_weights(MODEL, folder=tmp_path, weights="random") == ""
 
 
-def test_weights_other_than_the_published_are_used_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_other_than_the_published_stop_the_run_unless_they_are_named(tmp_path: Path) -> None:
     path = tmp_path / "ctranspath.pth"
     path.write_bytes(b"others")
-    digest = encoders.check_weights("ctranspath", folder=tmp_path, weights=None)
-    assert digest in caplog.text
-    caplog.clear()
-    assert encoders.check_weights("ctranspath", folder=tmp_path, weights=path) == digest
-    assert not caplog.text
+    with pytest.raises(ConfigError, match=r"ctranspath\.pth is .* of the published file 7c998.* name it in"):
+        encoders.check_weights("ctranspath", folder=tmp_path, weights=None)
+    assert len(encoders.check_weights("ctranspath", folder=tmp_path, weights=path)) == 64
 
 
 def test_features_are_those_of_timm_after_its_own_normalisation(

@@ -18,7 +18,7 @@ from pipeline.encoders.registry import (
     weights_path,
 )
 from pipeline.errors import ConfigError
-from pipeline.weights import sha256_of
+from pipeline.weights import checked, known_sha256
 
 __all__ = [
     "Encoder",
@@ -77,22 +77,19 @@ def check_weights(name: str, *, folder: Path = WEIGHTS_FOLDER, weights: str | Pa
 
     Returns
     -------
-    The file's sha256, or "" where there is no file to read. A file in `folder` whose digest is not the published one is
-    used, with a warning: its owner may have trained on.
+    The file's sha256, or "" where there is no file to read. A file that `weights` names is taken as it is: its owner
+    may have trained on.
 
     Raises
     ------
     ConfigError
-        If the encoder is unknown or its file is missing.
+        If the encoder is unknown, its file is missing, or the one in `folder` is not the published one or the one that
+        was fetched.
     """
     path = required_weights(name, folder, weights)
     if path is None:
         return ""
-    digest = sha256_of(path)
-    published = spec(name, folder).sha256
-    if not weights and published and digest != published:
-        logger.warning("%s: sha256 of %s is %s, of the published file %s", name, path, digest, published)
-    return digest
+    return known_sha256(path) if weights else checked(path, name, spec(name, folder).sha256)
 
 
 def load(

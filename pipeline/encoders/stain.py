@@ -215,7 +215,7 @@ def _to_lab(pixels: Tensor) -> Tensor:
 
 def _from_lab(lab: Tensor) -> Tensor:
     lms = 10 ** (lab @ torch.linalg.inv(lab.new_tensor(LMS_TO_LAB)).T)
-    pixels = lms @ torch.linalg.inv(lab.new_tensor(RGB_TO_LMS)).T
+    pixels: Tensor = lms @ torch.linalg.inv(lab.new_tensor(RGB_TO_LMS)).T
     return (pixels * (LIGHT + 1) - 1).clamp(0, LIGHT)
 
 
