@@ -23,6 +23,7 @@ class Stain(StrEnum):
 def add_encoder_commands(app: typer.Typer) -> None:
     """Add `encoders`, `import` and `weights ...` to the command line."""
     app.command(name="encoders")(list_encoders)
+    app.command(name="import")(import_features)
     app.add_typer(weights_app, name="weights")
 
 
@@ -88,3 +89,31 @@ def import_weights(
 
     for path in unpack(archive, folder):
         print(path)  # noqa: T201 - the paths are the command's output
+
+
+def import_features(
+    features: Annotated[Path, Argument(help="Folder of HDF5 files of CLAM, TRIDENT or STAMP.", show_default=False)],
+    *,
+    encoder: Annotated[str, Option(help="What they were made with.", show_default=False)],
+    slides: Annotated[Path, Option(help="Folder of the slides.")] = Path("data/raw"),
+    results: Annotated[Path, Option(help="Folder of the results.")] = Path("results"),
+    coordinates: Annotated[Path | None, Option(help="CLAM's folder `patches`.")] = None,
+    default_mpp: Annotated[
+        float | None, Option(min=0.05, max=10, help="um per pixel if the slide does not say it.")
+    ] = None,
+    mpp_from_objective: Annotated[
+        bool, Option(help="Take 10 um / objective power if nothing better is known.")
+    ] = False,
+) -> None:
+    """Take over features that another toolbox computed, so that models can be trained on them."""
+    from pipeline import imports
+
+    imports.run(
+        features,
+        slides=slides,
+        results=results,
+        encoder=encoder,
+        coordinates=coordinates,
+        default_mpp=default_mpp,
+        mpp_from_objective=mpp_from_objective,
+    )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoders.registry import (
+    IMPORTED,
     RANDOM,
     WEIGHTS_FOLDER,
     EncoderSpec,
@@ -138,6 +139,11 @@ def load(
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"encoder: batch size {batch_size}; give 1 or more, or leave it out")
     found = spec(name, folder)
+    if str(weights) == IMPORTED:
+        raise ConfigError(
+            f"{name}: encoder.weights is {IMPORTED}, and this slide has no imported features; import them with "
+            "`python -m pipeline import`, or take the slide out"
+        )
     path = required_weights(name, folder, weights)
     settings: dict[str, Any] = {
         "device": device,

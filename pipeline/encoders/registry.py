@@ -13,6 +13,8 @@ Triple = tuple[float, float, float]
 
 RANDOM = "random"
 """The value of `encoder.weights` that asks for untrained, seeded weights."""
+IMPORTED = "imported"
+"""The value of `encoder.weights` for features that another toolbox computed: nothing is encoded here."""
 TIMM_PREFIX = "timm:"
 HUB_PREFIX = "hf-hub:"
 PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -177,14 +179,15 @@ def weights_path(name: str, folder: Path, weights: str | Path | None) -> Path | 
     folder
         Where `weights fetch` puts files.
     weights
-        The value of `encoder.weights`: a path, `random`, or None or empty for the encoder's own file in `folder`.
+        The value of `encoder.weights`: a path, `random`, `imported`, or None or empty for the encoder's own file in
+        `folder`.
 
     Returns
     -------
     The file, or None where the encoder needs none or untrained weights are asked for.
     """
     found = spec(name, folder)
-    if not found.needs_weights or str(weights) == RANDOM:
+    if not found.needs_weights or str(weights) in {RANDOM, IMPORTED}:
         return None
     return Path(weights) if weights else folder / found.weights_file
 
