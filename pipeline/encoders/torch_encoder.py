@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -64,10 +65,18 @@ class TorchEncoder:
         )
         self._mean = 255 * torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
+        plain = self._device.type == "cpu" and self._stain is None and self.patch_px == spec.patch_px
+        self._table = self._levels() if plain else None
         self.batch_size = batch_size or CPU_BATCH
         if batch_size is None and self._device.type == "cuda":
             self.batch_size = find_batch_size(self._forward_blank, key=self._setting(), device=self._device)
         self.dim = spec.dim or int(self._forward(self.buffer(self.patch_px)[:1]).shape[1])
+
+    def _levels(self) -> NDArray[np.float32]:
+        """Give the normalised value of each of the 256 levels, shape (1, 256, 3)."""
+        levels = torch.arange(256.0).expand(1, 3, 256)
+        normalised = (levels - self._mean[..., 0]) / self._std[..., 0]
+        return normalised.permute(0, 2, 1).contiguous().numpy()
 
     def _setting(self) -> tuple[str, ...]:
         """Give what the best batch size depends on."""
@@ -134,17 +143,31 @@ class TorchEncoder:
     @torch.inference_mode()
     def _forward(self, patches: NDArray[np.uint8]) -> Tensor:
         """Give the features on the device, float32 [B, dim]; on a GPU they may still be in the making."""
-        raw = torch.from_numpy(np.ascontiguousarray(patches)).to(self._device, non_blocking=True)
-        image = raw.permute(0, 3, 1, 2).float()  # (B, 3, p, p), channels last in memory
+        if self._table is not None:
+            image = self._looked_up(patches)
+        else:
+            image = self._normalised(
+                torch.from_numpy(np.ascontiguousarray(patches)).to(self._device, non_blocking=True)
+            )
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            features: Tensor = self._run(image)
+        return features.float()
+
+    def _looked_up(self, patches: NDArray[np.uint8]) -> Tensor:
+        """Normalise by a table of the 256 levels: the same numbers in a third of the CPU's time."""
+        rows = np.ascontiguousarray(patches).reshape(-1, self.patch_px, 3)
+        values = np.asarray(cv2.LUT(rows, self._table), np.float32)
+        return torch.from_numpy(values.reshape(patches.shape)).permute(0, 3, 1, 2)
+
+    def _normalised(self, raw: Tensor) -> Tensor:
+        """Resize, stain and normalise on the device: bytes [B, p, p, 3] to (B, 3, p, p), channels last in memory."""
+        image = raw.permute(0, 3, 1, 2).float()
         if self.patch_px != self.spec.patch_px:
             size = (self.spec.patch_px, self.spec.patch_px)
             image = nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
         if self._stain is not None:
             image = self._stain(image)
-        image = image.sub_(self._mean).div_(self._std)
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-            features: Tensor = self._run(image)
-        return features.float()
+        return image.sub_(self._mean).div_(self._std)
 
     def _run(self, image: Tensor) -> Tensor:
         if self._compiled is None:
