@@ -144,7 +144,7 @@ class TorchEncoder:
     def _forward(self, patches: NDArray[np.uint8]) -> Tensor:
         """Give the features on the device, float32 [B, dim]; on a GPU they may still be in the making."""
         if self._table is not None:
-            image = self._looked_up(patches)
+            image = self._looked_up(patches, self._table)
         else:
             image = self._normalised(
                 torch.from_numpy(np.ascontiguousarray(patches)).to(self._device, non_blocking=True)
@@ -153,10 +153,10 @@ class TorchEncoder:
             features: Tensor = self._run(image)
         return features.float()
 
-    def _looked_up(self, patches: NDArray[np.uint8]) -> Tensor:
+    def _looked_up(self, patches: NDArray[np.uint8], table: NDArray[np.float32]) -> Tensor:
         """Normalise by a table of the 256 levels: the same numbers in a third of the CPU's time."""
         rows = np.ascontiguousarray(patches).reshape(-1, self.patch_px, 3)
-        values = np.asarray(cv2.LUT(rows, self._table), np.float32)
+        values = np.asarray(cv2.LUT(rows, table), np.float32)
         return torch.from_numpy(values.reshape(patches.shape)).permute(0, 3, 1, 2)
 
     def _normalised(self, raw: Tensor) -> Tensor:
