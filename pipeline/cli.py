@@ -14,6 +14,7 @@ import typer
 from typer import Argument, Option
 
 from asmil.errors import BagError, TrainingError
+from pipeline.cli_encoders import Stain, WeightsFolder, add_encoder_commands
 from pipeline.errors import ConfigError, PipelineError
 
 app = typer.Typer(
@@ -24,8 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-weights_app = typer.Typer(help="Fetch and verify encoder weights.", no_args_is_help=True)
-app.add_typer(weights_app, name="weights")
+add_encoder_commands(app)
 
 SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
 LabelsFile = Annotated[Path, Option(help="Labels file.")]
@@ -38,7 +38,6 @@ Threads = Annotated[int, Option(min=1, help="Threads to use.")]
 Gpus = Annotated[int, Option(min=0, help="GPUs that may be used; 0 computes on the CPU.")]
 Seed = Annotated[int, Option(min=0, help="The same seed gives the same result.")]
 Weights = Annotated[str | None, Option(help="File of the encoder's weights, or random; none: by its name.")]
-WeightsFolder = Annotated[Path, Option(help="Folder that has the encoders' weights by name.")]
 Mpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel of level 0, instead of what the slide says.")]
 DefaultMpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel if the slide does not say it.")]
 MppFromObjective = Annotated[bool, Option(help="Take 10 um / objective power if nothing better is known.")]
@@ -146,11 +145,13 @@ def embed(
     slide_id: SlideId,
     tiles: Annotated[Path, Option(help="Tiles artefact to read.")],
     bag: Annotated[Path, Option(help="Bag to write.")],
-    encoder: Annotated[str, Option(help="texture, ctranspath, timm:<model>.")],
+    encoder: Annotated[str, Option(help="One of `python -m pipeline encoders`, timm:<model>, hf-hub:<id>.")],
     weights: Weights = None,
     weights_folder: WeightsFolder = Path("weights"),
     precision: Annotated[str, Option(help="auto, fp32, bf16, fp16.")] = "auto",
+    stain: Annotated[Stain, Option(help="Stain normalisation before the encoder.")] = Stain.none,
     batch_size: Annotated[int | None, Option(min=1, help="Patches encoded at once.")] = None,
+    compiled: Annotated[bool, Option("--compile/--no-compile", help="Let torch compile the encoder.")] = False,
     max_unreadable: Annotated[float, Option(min=0, max=1, help="Share of tiles that may be unreadable.")],
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
@@ -168,13 +169,17 @@ def embed(
         slide_id=slide_id,
         tiles=tiles,
         bag=bag,
-        encoder=encoder,
-        weights=weights,
-        weights_folder=weights_folder,
-        precision=precision,
-        batch_size=batch_size,
+        options=stage.EncoderOptions(
+            encoder,
+            weights=weights,
+            folder=weights_folder,
+            precision=precision,
+            batch_size=batch_size,
+            device=choose_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu",
+            compiled=compiled,
+            stain=stain.value,
+        ),
         max_unreadable=max_unreadable,
-        device=choose_device(gpus=gpus) if encoders.spec(encoder).uses_gpu else "cpu",
         threads=threads,
         mpp=mpp,
         default_mpp=default_mpp,
@@ -350,18 +355,6 @@ def demo(
     from pipeline.demo import write_demo
 
     write_demo(folder, slides=slides, seed=seed, workers=workers)
-
-
-@weights_app.command("fetch")
-def fetch_weights(
-    name: Annotated[str, Argument(help="Encoder.", show_default=False)],
-    *,
-    folder: WeightsFolder = Path("weights"),
-) -> None:
-    """Download an encoder's weights and verify them."""
-    from pipeline.weights import fetch
-
-    print(fetch(name, folder))  # noqa: T201 - the path is the command's output
 
 
 def _recorded(context: typer.Context) -> dict[str, Any]:

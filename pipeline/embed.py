@@ -1,8 +1,8 @@
-"""Encode a slide's patches into a bag of features."""
+"""The embed stage: from a slide and its tiles to a bag of features; a job that was killed goes on where it stopped."""
 
 import logging
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +10,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import encoders, store
+from pipeline.chunks import Chunks, digest_of
 from pipeline.encoders import Encoder
-from pipeline.errors import ArtefactError, SlideError
+from pipeline.encoders.registry import WEIGHTS_FOLDER
+from pipeline.encoding import encode
+from pipeline.errors import ArtefactError, ConfigError, SlideError
 from pipeline.slide import Slide, open_slide
+from pipeline.versions import STAGE_VERSIONS
 
 log = logging.getLogger(__name__)
 
-FEATURE_LIMIT = float(np.finfo(np.float16).max)
 
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which encoder, and how it runs; see `pipeline.encoders.load`."""
 
-def encode(
-    slide: Slide, coords: NDArray[np.int32], *, encoder: Encoder, patch_px: int, mpp: float, threads: int
-) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-    """Read and encode the patches of one slide.
+    name: str
+    weights: str | None = None
+    folder: Path = WEIGHTS_FOLDER
+    precision: str = "auto"
+    batch_size: int | None = None
+    device: str = "cpu"
+    compiled: bool = False
+    stain: str = "none"
 
-    Parameters
-    ----------
-    slide
-        An open slide.
-    coords
-        Top-left corners, shape (N, 2), columns x, y, level-0 pixels.
-    encoder
-        From `pipeline.encoders.load`.
-    patch_px, mpp
-        Edge of a patch in pixels, and the resolution (um per pixel) it is read at.
-    threads
-        Threads that read ahead.
-
-    Returns
-    -------
-    features
-        Shape (M, d), in the order of `coords`, M <= N.
-    readable
-        Shape (N,), True where the patch could be read; its sum is M.
-    """
-    features = np.empty((len(coords), encoder.dim), np.float16)
-    readable = np.zeros(len(coords), np.bool_)
-    for indices, patches in _batches(slide, coords, patch_px=patch_px, mpp=mpp, threads=threads):
-        encoded = encoder(patches)
-        if not np.isfinite(encoded).all():
-            raise ValueError(f"the encoder {encoder.spec.name} gave NaN or infinite features for {slide.path}")
-        features[indices] = np.clip(encoded, -FEATURE_LIMIT, FEATURE_LIMIT)
-        readable[indices] = True
-    return features[readable], readable
-
-
-def _batches(
-    slide: Slide, coords: NDArray[np.int32], *, patch_px: int, mpp: float, threads: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    for indices, patches in slide.patches(coords, patch_px=patch_px, mpp=mpp, threads=threads):
-        if len(indices):
-            yield indices, patches
+    def load(self, *, threads: int, patch_px: int) -> Encoder:
+        """Build the encoder."""
+        return encoders.load(
+            self.name,
+            weights=self.weights,
+            folder=self.folder,
+            device=self.device,
+            threads=threads,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            compiled=self.compiled,
+            stain=self.stain,
+            patch_px=patch_px,
+        )
 
 
 def run(
@@ -69,13 +56,8 @@ def run(
     slide_id: str,
     tiles: Path,
     bag: Path,
-    encoder: str,
-    weights: str | None,
-    weights_folder: Path,
-    precision: str,
-    batch_size: int | None,
+    options: EncoderOptions,
     max_unreadable: float,
-    device: str,
     threads: int,
     mpp: float | None,
     default_mpp: float | None,
@@ -88,6 +70,8 @@ def run(
     ----------
     tiles, bag
         The tiles to read, and the bag to write.
+    options
+        The encoder.
     max_unreadable
         Largest share of tiles that may be unreadable; above it the slide is quarantined.
     parameters
@@ -97,65 +81,114 @@ def run(
     ------
     ArtefactError
         If the slide is not the file that was tiled.
+    ConfigError
+        If the encoder, its weights or the tiles' scale do not fit.
     """
     placed = store.read(tiles)
     found = store.carried_over(placed.attributes)
     error = store.inherited_error(placed.attributes)
-    arrays: dict[str, NDArray[Any]] = {}
-    start = time.perf_counter()
+    arrays: dict[str, NDArray[Any] | store.Rows] = {}
+    chunks: Chunks | None = None
     try:
         if error is not None:
             raise error
         with open_slide(slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective) as slide:
             if slide.fingerprint != placed.attributes["fingerprint"]:
                 raise ArtefactError(f"{slide_path} changed after it was tiled; run the workflow again")
-            model = encoders.load(
-                encoder,
-                weights=weights,
-                folder=weights_folder,
-                device=device,
-                threads=threads,
-                precision=precision,
-                batch_size=batch_size,
-            )
-            coords = placed.arrays["coords"]
-            features, readable = encode(
-                slide,
-                coords,
-                encoder=model,
-                patch_px=placed.attributes["patch_px"],
-                mpp=placed.attributes["target_mpp"],
-                threads=threads,
-            )
-        lost = int((~readable).sum())
-        if lost > max_unreadable * len(coords):
-            raise SlideError(
-                f"{lost} of {len(coords)} tiles cannot be read",
-                remedy="copy or export the slide again, or raise tiling.max_unreadable",
-            )
-        arrays = {"features": features, "coords": coords[readable]}
-        found |= {
-            "encoder": encoder,
-            "weights_sha256": encoders.check_weights(encoder, folder=weights_folder, weights=weights),
-            "dim": model.dim,
-            "precision": precision,
-            "unreadable": lost,
-            "standardise": model.spec.standardise,
-        }
-        seconds = time.perf_counter() - start
-        log.info("%s: %d patches, %d unreadable, %.0f patches/s", slide_id, len(features), lost, len(coords) / seconds)
+            chunks, described = _encode_slide(slide, placed, bag=bag, options=options, threads=threads)
+        found |= described
+        arrays = _features_of(chunks, placed.arrays["coords"], max_unreadable=max_unreadable)
+        found["unreadable"] = chunks.rows - len(arrays["coords"])  # type: ignore[arg-type]
+        log.info(
+            "%s: %d patches, %d unreadable, %.0f patches/s, bound by %s",
+            slide_id,
+            chunks.rows,
+            found["unreadable"],
+            found["patches_per_s"],
+            found["bound_by"],
+        )
     except SlideError as caught:
         error = caught
         log.warning("%s: %s; %s.", slide_id, caught.reason, caught.remedy)
-    store.write(
-        bag,
-        arrays,
-        store.stage_attributes(
-            "embed",
-            slide_id=slide_id,
-            fingerprint=placed.attributes["fingerprint"],
-            error=error,
-            **found,
-            parameters=parameters,
-        ),
+    attributes = store.stage_attributes(
+        "embed",
+        slide_id=slide_id,
+        fingerprint=placed.attributes["fingerprint"],
+        error=error,
+        **found,
+        parameters=parameters,
     )
+    store.write(bag, arrays, attributes)
+    if chunks is not None:
+        chunks.remove()
+
+
+def _encode_slide(
+    slide: Slide, placed: store.Artefact, *, bag: Path, options: EncoderOptions, threads: int
+) -> tuple[Chunks, dict[str, Any]]:
+    """Encode what is missing; give the finished chunks, and what the bag says of the encoder."""
+    spec = encoders.spec(options.name, options.folder)
+    patch_px, mpp = placed.attributes["patch_px"], placed.attributes["target_mpp"]
+    if spec.builder == "plugin" and patch_px != spec.patch_px:
+        raise ConfigError(f"{options.name} takes patches of {spec.patch_px} px, the tiles have {patch_px}; tile again")
+    coords = placed.arrays["coords"]
+    identity: dict[str, Any] = {
+        "encoder": options.name,
+        "weights_sha256": encoders.check_weights(options.name, folder=options.folder, weights=options.weights),
+        "precision": options.precision,
+        "stain": options.stain,
+    }
+    digest = digest_of(
+        identity,
+        [STAGE_VERSIONS["embed"], store.CHUNK_ROWS, slide.fingerprint, patch_px, mpp, slide.mpp],
+        options.device.partition(":")[0],
+        coords,
+    )
+    chunks = Chunks(bag, digest=digest, rows=len(coords))
+    timing = encode(
+        slide,
+        coords,
+        chunks=chunks,
+        load=lambda: options.load(threads=threads, patch_px=patch_px),
+        patch_px=patch_px,
+        mpp=mpp,
+        threads=threads,
+        on_cpu=options.device == "cpu" and spec.builder != "plugin",
+    )
+    described = {
+        **identity,
+        "dim": int(chunks.load(0)[0].shape[1]),
+        "standardise": spec.standardise,
+        "patches_per_s": round(timing.per_second, 1),
+        "bound_by": timing.bound_by,
+    }
+    return chunks, described
+
+
+def _features_of(
+    chunks: Chunks, coords: NDArray[np.int32], *, max_unreadable: float
+) -> dict[str, NDArray[Any] | store.Rows]:
+    """Give the arrays of the bag, the features chunk by chunk.
+
+    Raises
+    ------
+    SlideError
+        If too many tiles could not be read.
+    """
+    readable = np.concatenate([chunks.load(index)[1] for index in range(chunks.count)])
+    lost = int((~readable).sum())
+    if lost > max_unreadable * len(coords):
+        raise SlideError(
+            f"{lost} of {len(coords)} tiles cannot be read",
+            remedy="copy or export the slide again, or raise tiling.max_unreadable",
+        )
+
+    def blocks() -> Iterator[NDArray[np.float16]]:
+        for index in range(chunks.count):
+            yield chunks.load(index)[0]
+
+    width = chunks.load(0)[0].shape[1]
+    return {
+        "features": store.Rows((int(readable.sum()), width), np.float16, blocks()),
+        "coords": coords[readable],
+    }

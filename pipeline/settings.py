@@ -116,7 +116,7 @@ def expected(schema: Mapping[str, Any]) -> str:
 
 def _resolve_scale(settings: Settings) -> Settings:
     encoder, tiling = settings["encoder"], settings["tiling"]
-    spec = encoders.spec(encoder["name"])
+    spec = _encoder(settings)
     for key, own, unit in (("patch_px", spec.patch_px, "px"), ("mpp", spec.mpp, "um/px")):
         if tiling[key] == "auto":
             if own is None:
@@ -124,7 +124,12 @@ def _resolve_scale(settings: Settings) -> Settings:
                     f"config: {encoder['name']} does not say its {key}; set tiling.{key} to a number ({unit})"
                 )
             tiling[key] = own
-        elif own is not None and not spec.any_scale and tiling[key] != own and not tiling["allow_scale_mismatch"]:
+        elif (
+            own is not None
+            and not spec.any_scale
+            and not (tiling[key] == own or (key == "mpp" and tiling[key] in spec.also_mpp))
+            and not tiling["allow_scale_mismatch"]
+        ):
             raise ConfigError(
                 f"config: tiling.{key} is {tiling[key]} but {encoder['name']} was trained at {own} {unit};"
                 " set it to auto, or set tiling.allow_scale_mismatch to true"
@@ -179,14 +184,25 @@ def gpus(settings: Settings, stage: str, *, local: bool) -> int:
     local
         Whether jobs run on this machine; on a cluster the node that plans need not have a GPU.
     """
-    if stage == "embed" and not encoders.spec(settings["encoder"]["name"]).uses_gpu:
+    if stage == "embed" and not _encoder(settings).uses_gpu:
         return 0
     return 1 if not local or has_gpu() else 0
 
 
 def embed_threads(settings: Settings) -> int:
     """Give the threads of an `embed` job: one for an encoder on the CPU, as slides beside each other scale better."""
-    return int(settings["encoder"]["threads"]) if encoders.spec(settings["encoder"]["name"]).uses_gpu else 1
+    return int(settings["encoder"]["threads"]) if _encoder(settings).uses_gpu else 1
+
+
+def embed_speed(settings: Settings) -> str:
+    """Write what changes how fast an `embed` job runs and not what it writes, as flags of its command."""
+    encoder = settings["encoder"]
+    batch_size = "" if encoder["batch_size"] == "auto" else f"--batch-size {int(encoder['batch_size'])} "
+    return f"{batch_size}{'--compile' if encoder['compile'] else '--no-compile'}"
+
+
+def _encoder(settings: Settings) -> encoders.EncoderSpec:
+    return encoders.spec(settings["encoder"]["name"], Path(settings["paths"]["weights"]))
 
 
 def flags(settings: Settings, stage: str, *, override: Override | None = None) -> str:
@@ -230,6 +246,7 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
                 "weights": encoder["weights"],
                 "weights_folder": paths["weights"],
                 "precision": encoder["precision"],
+                "stain": encoder["stain"],
                 "max_unreadable": settings["tiling"]["max_unreadable"],
             }
         case "split":

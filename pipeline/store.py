@@ -50,6 +50,46 @@ class Artefact:
         return bool(self.attributes["status"] == OK)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """An array that is written block by block, so that it never is in memory as a whole.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the whole array.
+    blocks
+        Its rows in their order, in blocks of any length that add up to `shape[0]`; taken once.
+    """
+
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+    blocks: Iterable[NDArray[Any]]
+
+    def chunks(self) -> Iterator[NDArray[Any]]:
+        """Give the rows again in blocks of `CHUNK_ROWS`, the last one shorter.
+
+        Raises
+        ------
+        ValueError
+            If the blocks do not add up.
+        """
+        chunk, filled, total = np.empty((CHUNK_ROWS, *self.shape[1:]), self.dtype), 0, 0
+        for block in self.blocks:
+            start = 0
+            while start < len(block):
+                taken = min(CHUNK_ROWS - filled, len(block) - start)
+                chunk[filled : filled + taken] = block[start : start + taken]
+                filled, start = filled + taken, start + taken
+                if filled == CHUNK_ROWS:
+                    yield chunk
+                    total, filled = total + filled, 0
+        if filled:
+            yield chunk[:filled]
+        if total + filled != self.shape[0]:
+            raise ValueError(f"{total + filled} rows came, {self.shape[0]} were announced")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block ends well.
@@ -115,7 +155,7 @@ def inherited_error(attributes: Mapping[str, Any]) -> SlideError | None:
     return SlideError(attributes["reason"], remedy=attributes["remedy"])
 
 
-def write(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
+def write(path: Path, arrays: Mapping[str, NDArray[Any] | Rows], attributes: Mapping[str, Any]) -> None:
     """Write an artefact, complete or not at all.
 
     Parameters
@@ -123,7 +163,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[st
     path
         Ends in `.zarr.zip`; replaced if it exists.
     arrays
-        Arrays by name, chunked by `CHUNK_ROWS` along the first axis.
+        Arrays by name, chunked by `CHUNK_ROWS` along the first axis; large ones may come as `Rows`.
     attributes
         JSON values, as `stage_attributes` gives them.
     """
@@ -136,7 +176,10 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[st
             array = group.create_array(
                 name, shape=values.shape, dtype=values.dtype, chunks=chunks, config={"write_empty_chunks": True}
             )
-            if values.size:
+            if isinstance(values, Rows):
+                for index, rows in enumerate(values.chunks()):
+                    array[index * CHUNK_ROWS : index * CHUNK_ROWS + len(rows)] = rows
+            elif values.size:
                 array[...] = values
 
 

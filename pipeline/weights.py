@@ -3,10 +3,14 @@
 Nothing else in the package uses the network, so a compute node needs none.
 """
 
+import contextlib
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.encoders.registry import EncoderSpec
 
 logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+"""What `fetch` records beside the weights: digest, source, revision and licence of each file."""
 
 
 def sha256_of(path: Path) -> str:
@@ -52,10 +59,90 @@ def verify(path: Path, expected: str | None) -> str:
     return digest
 
 
+def checked(path: Path, name: str, published: str | None) -> str:
+    """Verify a file of the folder of weights against what is published, or what `fetch` recorded when it came.
+
+    Parameters
+    ----------
+    path
+        The file.
+    name
+        The encoder, for the message.
+    published
+        Its published sha256; None where none is known.
+
+    Raises
+    ------
+    ConfigError
+        If the digest is another.
+    """
+    recorded = read_manifest(path.parent).get(path.name, {}).get("sha256")
+    digest = known_sha256(path)
+    for expected, source in ((published, "published"), (recorded, "fetched")):
+        if expected is not None and digest != expected:
+            raise ConfigError(
+                f"{name}: sha256 of {path} is {digest}, of the {source} file {expected}; delete the file and fetch it "
+                "again, or name it in `encoder.weights` if it is the one you mean"
+            )
+    return digest
+
+
+def known_sha256(path: Path) -> str:
+    """Give `sha256_of`, remembered as long as the file's size and time stay: a slide's job need not read gigabytes."""
+    from pipeline import remembered
+
+    state = path.stat()
+    key = ("sha256", str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino)
+    found = remembered.recall(*key)
+    if not isinstance(found, str):
+        found = sha256_of(path)
+        remembered.remember(found, *key)
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """Read what is recorded of the files in a folder of weights, by name; nothing where nothing is.
+
+    Raises
+    ------
+    ConfigError
+        If the record cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}); delete it and fetch the weights again") from error
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise ConfigError(f"{path}: is no record of weights; delete it and fetch the weights again")
+    return found
+
+
+def record(path: Path, entry: Mapping[str, str], *, name: str | None = None) -> None:
+    """Record a file of a folder of weights: its digest, source, revision and licence.
+
+    Parameters
+    ----------
+    path
+        The file, in the folder or in a snapshot below it.
+    entry
+        What is known of it.
+    name
+        Its name in the record, where that is not the file's own.
+    """
+    from pipeline.store import write_text
+
+    known = read_manifest(path.parent) | {name or path.name: dict(entry)}
+    write_text(path.parent / MANIFEST, json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
 def fetch(name: str, folder: Path) -> Path:
     """Put an encoder's weights in `folder`, from the Hugging Face hub, unless they are there.
 
-    The hub's client takes a token from the environment (`HF_TOKEN`) or from its own login.
+    The hub's client takes a token from the environment (`HF_TOKEN`) or from its own login. Of `hf-hub:<id>` the
+    configuration comes first, which says what else is needed.
 
     Parameters
     ----------
@@ -74,9 +161,11 @@ def fetch(name: str, folder: Path) -> Path:
         If the encoder needs no weights, is on no hub, or is gated without access; if the hub cannot be reached; or if
         the file's digest is not the published one.
     """
-    from pipeline.encoders.registry import spec  # not above: the encoders import this module
+    from pipeline.encoders.registry import HUB_PREFIX, spec  # not above: the encoders import this module
 
-    found = spec(name)
+    if name.startswith(HUB_PREFIX):
+        return _fetch_snapshot(name, folder)
+    found = spec(name, folder)
     if not found.needs_weights:
         raise ConfigError(f"{name}: needs no weights; there is nothing to fetch")
     path = folder / found.weights_file
@@ -87,11 +176,65 @@ def fetch(name: str, folder: Path) -> Path:
                 f"put the file at {path}"
             )
         _download(found, path)
-    logger.info("%s: %s, sha256 %s, licence %s", name, path, verify(path, found.sha256), found.licence)
+        _record_of(found, path)
+    digest = verify(path, found.sha256)
+    logger.info("%s: %s, sha256 %s, licence %s", name, path, digest, found.licence)
     return path
 
 
-def _download(found: "EncoderSpec", path: Path) -> None:
+def _record_of(found: "EncoderSpec", path: Path) -> None:
+    entry = {
+        "encoder": found.name,
+        "sha256": known_sha256(path),
+        "source": found.source,
+        "revision": found.revision or "newest when fetched",
+        "licence": found.licence,
+    }
+    record(path, entry)
+
+
+def _fetch_snapshot(name: str, folder: Path) -> Path:
+    """Fetch a snapshot's configuration, and the first weights that it has."""
+    from pipeline.encoders.registry import HUB_PREFIX, spec
+    from pipeline.encoders.snapshot import PREPROCESSING, WEIGHTS_NAMES, snapshot_folder
+
+    place, hub_id = snapshot_folder(name, folder), name.removeprefix(HUB_PREFIX)
+    wanted = _SnapshotFile(name, hub_id, "config.json")
+    if not (place / "config.json").exists():
+        _download(wanted, place / "config.json")
+    if not (place / PREPROCESSING).exists():
+        with contextlib.suppress(_NotOnHubError):  # timm's models have none
+            _download(replace(wanted, hub_file=PREPROCESSING), place / PREPROCESSING)
+    spec(name, folder)  # a model that cannot be built is not worth its gigabytes
+    for file in WEIGHTS_NAMES:
+        path = place / file
+        try:
+            if not path.exists():
+                _download(replace(wanted, hub_file=file), path)
+        except _NotOnHubError:
+            continue
+        _record_of(spec(name, folder), path)
+        logger.info("%s: %s, sha256 %s", name, path, known_sha256(path))
+        return path
+    raise ConfigError(f"{name}: the hub has none of {', '.join(WEIGHTS_NAMES)} in {hub_id}; give another model")
+
+
+@dataclass(frozen=True)
+class _SnapshotFile:
+    """One file of a snapshot, as `_download` takes it."""
+
+    name: str
+    hub_id: str
+    hub_file: str
+    revision: str = ""
+    sha256: str | None = None
+
+
+class _NotOnHubError(ConfigError):
+    """The hub has no such file, or hides it."""
+
+
+def _download(found: "EncoderSpec | _SnapshotFile", path: Path) -> None:
     """Download a file to `path`, which appears only when the file is complete and of the published digest."""
     from huggingface_hub import errors, hf_hub_download
 
@@ -113,7 +256,7 @@ def _download(found: "EncoderSpec", path: Path) -> None:
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
             raise _unreachable(found, path, page) from error
         except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
-            raise ConfigError(
+            raise _NotOnHubError(
                 f"{found.name}: the hub has no {found.hub_file} at {page}, or hides it; "
                 "log in there, set HF_TOKEN and fetch again"
             ) from error
@@ -124,7 +267,7 @@ def _download(found: "EncoderSpec", path: Path) -> None:
             shutil.move(fetched, part)
 
 
-def _unreachable(found: "EncoderSpec", path: Path, page: str) -> ConfigError:
+def _unreachable(found: "EncoderSpec | _SnapshotFile", path: Path, page: str) -> ConfigError:
     return ConfigError(
         f"{found.name}: the hub cannot be reached from here; fetch on a machine with internet, "
         f"or download {found.hub_file} from {page} and put it at {path}"

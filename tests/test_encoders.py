@@ -57,7 +57,7 @@ def test_the_modules_import_in_any_order(first: str) -> None:
 
 
 def test_an_unknown_encoder_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'textures' is not an encoder; set one of texture, ctranspath, timm:<model>"):
+    with pytest.raises(ConfigError, match="'textures' is not an encoder; did you mean texture"):
         encoders.spec("textures")
 
 
@@ -108,16 +108,12 @@ def test_check_weights_gives_the_digest_or_nothing(weights: Path, tmp_path: Path
     assert encoders.check_weights(MODEL, folder=tmp_path, weights="random") == ""
 
 
-def test_weights_other_than_the_published_are_used_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_other_than_the_published_stop_the_run_unless_they_are_named(tmp_path: Path) -> None:
     path = tmp_path / "ctranspath.pth"
     path.write_bytes(b"others")
-    digest = encoders.check_weights("ctranspath", folder=tmp_path, weights=None)
-    assert digest in caplog.text
-    caplog.clear()
-    assert encoders.check_weights("ctranspath", folder=tmp_path, weights=path) == digest
-    assert not caplog.text
+    with pytest.raises(ConfigError, match=r"ctranspath\.pth is .* of the published file 7c998.* name it in"):
+        encoders.check_weights("ctranspath", folder=tmp_path, weights=None)
+    assert len(encoders.check_weights("ctranspath", folder=tmp_path, weights=path)) == 64
 
 
 def test_features_are_those_of_timm_after_its_own_normalisation(
@@ -256,3 +252,38 @@ def test_a_gpu_gives_the_features_of_the_cpu(weights: Path, patches: NDArray[np.
         encoders.load(MODEL, weights=weights, device="cuda", precision="fp32")(patches), cpu, atol=5e-3
     )
     np.testing.assert_allclose(encoders.load(MODEL, weights=weights, device="cuda")(patches), cpu, atol=0.1)
+
+
+def test_a_batch_size_grows_as_long_as_it_pays() -> None:
+    from pipeline.encoders.batch_size import LARGEST, fastest
+
+    assert fastest(lambda size: 1.0 + 0.0001 * size) == LARGEST
+    assert fastest(lambda size: 0.01 * max(size, 64)) == 64
+
+    def small(size: int) -> float:
+        if size > 100:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    assert fastest(small) == 64
+
+
+def test_what_was_measured_is_remembered() -> None:
+    from pipeline.encoders.batch_size import find_batch_size
+
+    sizes: list[int] = []
+    key = ("an encoder", "a device")
+    found = find_batch_size(sizes.append, key=key, device=torch.device("cpu"))
+    assert sizes
+    sizes.clear()
+    assert find_batch_size(sizes.append, key=key, device=torch.device("cpu")) == found
+    assert not sizes
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own, on its first use
+def test_a_compiled_network_gives_the_same_features_and_takes_any_number_of_patches(
+    weights: Path, patches: NDArray[np.uint8]
+) -> None:
+    compiled = encoders.load(MODEL, weights=weights, compiled=True, batch_size=4)
+    np.testing.assert_allclose(compiled(patches), encoders.load(MODEL, weights=weights)(patches), atol=1e-4)

@@ -90,3 +90,21 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="no such file"):
         store.read(tmp_path / "a.zarr.zip")
+
+
+@pytest.mark.parametrize("lengths", [[], [1], [store.CHUNK_ROWS], [4000, 200, 5000, 0, 3], [10000]])
+def test_rows_that_come_in_blocks_are_those_of_a_whole_array(tmp_path: Path, lengths: list[int]) -> None:
+    whole = np.random.default_rng(0).normal(size=(sum(lengths), 3)).astype(np.float16)
+    blocks = np.split(whole, np.cumsum(lengths)[:-1]) if lengths else []
+    path = tmp_path / "a.zarr.zip"
+    store.write(path, {"features": store.Rows(whole.shape, np.float16, blocks)}, attributes())
+    np.testing.assert_array_equal(store.read(path).arrays["features"], whole)
+    with zipfile.ZipFile(path) as archive:
+        assert len(set(archive.namelist())) == len(archive.namelist())
+
+
+def test_rows_that_do_not_add_up_leave_no_file(tmp_path: Path) -> None:
+    rows = store.Rows((5, 2), np.float16, [np.ones((4, 2), np.float16)])
+    with pytest.raises(ValueError, match="4 rows came, 5 were announced"):
+        store.write(tmp_path / "a.zarr.zip", {"features": rows}, attributes())
+    assert not list(tmp_path.iterdir())

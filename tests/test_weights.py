@@ -109,7 +109,8 @@ def test_a_file_of_the_hub_arrives_whole_and_alone(
         path = weights.fetch(MODEL, folder)
     assert path == folder / "timm-test_vit.safetensors"
     assert path.read_bytes() == CONTENT
-    assert [entry.name for entry in folder.iterdir()] == [path.name]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["manifest.json", path.name]
+    assert weights.read_manifest(folder)[path.name]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
     assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
 
 

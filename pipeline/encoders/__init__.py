@@ -1,21 +1,43 @@
 """Encoders: from patches to features. `load` builds one, `spec` says what it expects; neither ever uses the network."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoders.registry import RANDOM, EncoderSpec, required_weights, spec, weights_path
+from pipeline.encoders.registry import (
+    IMPORTED,
+    RANDOM,
+    WEIGHTS_FOLDER,
+    EncoderSpec,
+    built_in,
+    required_weights,
+    spec,
+    weights_path,
+)
 from pipeline.errors import ConfigError
-from pipeline.weights import sha256_of
+from pipeline.weights import checked, known_sha256
 
-__all__ = ["Encoder", "EncoderSpec", "check_weights", "load", "required_weights", "spec", "weights_path"]
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "Overlapping",
+    "build",
+    "built_in",
+    "check_weights",
+    "load",
+    "required_weights",
+    "spec",
+    "weights_path",
+]
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_FOLDER = Path("weights")
 
 
 class Encoder(Protocol):
@@ -30,6 +52,22 @@ class Encoder(Protocol):
         """Encode patches."""
 
 
+@runtime_checkable
+class Overlapping(Encoder, Protocol):
+    """An encoder that lets its caller prepare the next patches while it works, and says how many it wants at once."""
+
+    batch_size: int
+
+    def buffer(self, patch_px: int) -> NDArray[np.uint8]:
+        """Give memory for one batch, uint8 [batch_size, patch_px, patch_px, 3], that the device reads fast from."""
+
+    def submit(self, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Start to encode patches, and give a function that waits for their features; till then leave them alone."""
+
+    def use_threads(self, threads: int) -> None:
+        """Use this many CPU threads from now on."""
+
+
 def check_weights(name: str, *, folder: Path = WEIGHTS_FOLDER, weights: str | Path | None = None) -> str:
     """Check that an encoder's weights are there, before any slide is read.
 
@@ -40,22 +78,19 @@ def check_weights(name: str, *, folder: Path = WEIGHTS_FOLDER, weights: str | Pa
 
     Returns
     -------
-    The file's sha256, or "" where there is no file to read. A file in `folder` whose digest is not the published one is
-    used, with a warning: its owner may have trained on.
+    The file's sha256, or "" where there is no file to read. A file that `weights` names is taken as it is: its owner
+    may have trained on.
 
     Raises
     ------
     ConfigError
-        If the encoder is unknown or its file is missing.
+        If the encoder is unknown, its file is missing, or the one in `folder` is not the published one or the one that
+        was fetched.
     """
     path = required_weights(name, folder, weights)
     if path is None:
         return ""
-    digest = sha256_of(path)
-    published = spec(name).sha256
-    if not weights and published and digest != published:
-        logger.warning("%s: sha256 of %s is %s, of the published file %s", name, path, digest, published)
-    return digest
+    return known_sha256(path) if weights else checked(path, name, spec(name, folder).sha256)
 
 
 def load(
@@ -67,6 +102,9 @@ def load(
     threads: int = 1,
     precision: str = "auto",
     batch_size: int | None = None,
+    compiled: bool = False,
+    stain: str = "none",
+    patch_px: int | None = None,
 ) -> Encoder:
     """Build an encoder.
 
@@ -81,7 +119,15 @@ def load(
     precision
         "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, fp32 on the CPU.
     batch_size
-        Patches that go through the network at once; None for a start that halves itself when memory runs out.
+        Patches that go through the network at once; None for what was measured on this GPU before, or is measured
+        now, and on the CPU for a fixed number. It halves itself when memory runs out.
+    compiled
+        Whether torch compiles the network: a minute's start for a faster run.
+    stain
+        `none`, `macenko` or `reinhard`: the stain normalisation before the encoder.
+    patch_px
+        Edge of the patches that will come; None for the encoder's own. A network that wants another resizes them on
+        the device.
 
     Raises
     ------
@@ -92,20 +138,71 @@ def load(
         raise ConfigError(f"encoder: {threads} threads; give 1 or more")
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"encoder: batch size {batch_size}; give 1 or more, or leave it out")
-    found = spec(name)
+    found = spec(name, folder)
+    if str(weights) == IMPORTED:
+        raise ConfigError(
+            f"{name}: encoder.weights is {IMPORTED}, and this slide has no imported features; import them with "
+            "`python -m pipeline import`, or take the slide out"
+        )
     path = required_weights(name, folder, weights)
-    if not found.uses_gpu:
+    settings: dict[str, Any] = {
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+        "batch_size": batch_size,
+    }
+    if found.needs_weights and path is None:
+        logger.warning("%s: weights are %s, so its features mean nothing", name, RANDOM)
+    if found.builder == "texture":
         from pipeline.encoders.texture import TextureEncoder
 
-        return TextureEncoder(found, threads=threads)
+        return TextureEncoder(found, threads=threads, prepare=_stain_of(stain))
+    if found.builder == "plugin":
+        from pipeline.encoders.plugin import build_plugin
+
+        return build_plugin(found, path, **settings)
     from pipeline.encoders.torch_encoder import TorchEncoder
 
-    if path is None:
-        logger.warning("%s: weights are %s, so its features mean nothing", name, RANDOM)
-    if name == "ctranspath":
-        from pipeline.encoders.ctranspath import build_ctranspath as build
-    else:
-        from pipeline.encoders.timm_encoder import build_timm as build
-    return TorchEncoder(
-        build(found, path), found, device=device, threads=threads, precision=precision, batch_size=batch_size
-    )
+    return TorchEncoder(build(found, path), found, **settings, compiled=compiled, stain=stain, patch_px=patch_px)
+
+
+def _stain_of(name: str) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    if name == "none":
+        return None
+    from pipeline.encoders.stain import on_arrays
+
+    return on_arrays(name)
+
+
+def build(found: EncoderSpec, path: Path | None) -> "nn.Module":
+    """Build an encoder's network: normalised float [B, 3, p, p] to features [B, dim].
+
+    Parameters
+    ----------
+    found
+        From `spec`; of no builder that needs no network.
+    path
+        Its weights; None for untrained, seeded ones.
+
+    Raises
+    ------
+    ConfigError
+        If the weights cannot be read or do not fit.
+    """
+    match found.builder:
+        case "ctranspath":
+            from pipeline.encoders.ctranspath import build_ctranspath
+
+            return build_ctranspath(found, path)
+        case "vit":
+            from pipeline.encoders.vit import build_vit
+
+            return build_vit(found, path)
+        case "conch":
+            from pipeline.encoders.conch import build_conch
+
+            return build_conch(found, path)
+        case _:
+            from pipeline.encoders.timm_encoder import build_timm
+
+            return build_timm(found, path)

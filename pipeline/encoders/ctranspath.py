@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.checkpoint import SEED, load_strictly, read_state
 from pipeline.encoders.registry import EncoderSpec
-from pipeline.encoders.torch_encoder import SEED, load_strictly, read_state
 
 COMPUTED = ("attn_mask", "relative_position_index")
 """Buffers that the old layout stores and today's timm computes."""

@@ -1,7 +1,11 @@
 """Which encoders there are, and what each declares of itself. No torch here: every job reads this."""
 
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
@@ -9,7 +13,15 @@ Triple = tuple[float, float, float]
 
 RANDOM = "random"
 """The value of `encoder.weights` that asks for untrained, seeded weights."""
+IMPORTED = "imported"
+"""The value of `encoder.weights` for features that another toolbox computed: nothing is encoded here."""
 TIMM_PREFIX = "timm:"
+HUB_PREFIX = "hf-hub:"
+PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""`module:attribute`, an encoder of the user's own."""
+WEIGHTS_FOLDER = Path("weights")
+Builder = Literal["texture", "ctranspath", "timm", "vit", "conch", "snapshot", "plugin"]
+Pooling = Literal["model", "cls", "cls+mean", "attention"]
 TEXTURE_SMALLEST_PX = 32
 """Patch edge below which the texture encoder's coarsest scale has nothing left to describe."""
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -34,10 +46,15 @@ class EncoderSpec:
         Normalisation of RGB in [0, 1]; unused where `uses_gpu` is False.
     licence
         Licence of the weights, with what it forbids.
-    gated
-        Whether the hub asks for an account and its owners' consent.
     source
         Hub id, or where the authors publish the file.
+    also_mpp
+        Other resolutions that it was trained at.
+    pooling
+        How tokens become one vector: the model's own way, the class token, that with the mean of the patch tokens
+        beside it, or a learned attention pool.
+    gated
+        Whether the hub asks for an account and its owners' consent.
     hub_id, hub_file, revision
         Where `weights fetch` finds the file; empty where it is on no hub. An empty revision is the newest.
     weights_file
@@ -52,6 +69,13 @@ class EncoderSpec:
         Whether it needs a file.
     any_scale
         Whether its features mean something at another resolution and patch size than its own.
+    builder
+        Which function builds it.
+    architecture, options
+        timm's name of the network, and the arguments it is built with; the value `swiglu` of `mlp` stands for a gated
+        MLP with SiLU.
+    layout
+        Which renaming of a checkpoint's tensors it needs; see `pipeline.encoders.layouts`.
     """
 
     name: str
@@ -62,6 +86,8 @@ class EncoderSpec:
     std: Triple
     licence: str
     source: str
+    also_mpp: tuple[float, ...] = ()
+    pooling: Pooling = "model"
     gated: bool = False
     hub_id: str = ""
     hub_file: str = ""
@@ -72,6 +98,10 @@ class EncoderSpec:
     standardise: bool = False
     needs_weights: bool = True
     any_scale: bool = False
+    builder: Builder = "timm"
+    architecture: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    layout: str = "timm"
 
 
 TEXTURE = EncoderSpec(
@@ -87,44 +117,56 @@ TEXTURE = EncoderSpec(
     standardise=True,
     needs_weights=False,
     any_scale=True,
+    builder="texture",
 )
 
-CTRANSPATH = EncoderSpec(
-    name="ctranspath",
-    # The authors' README says to try 1.0 um per pixel first; public pipelines that carry the model (TRIDENT) read 10x.
-    mpp=1.0,
-    patch_px=224,
-    dim=768,
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
-    licence="GPLv3, non-commercial academic use only (the weights; the code here is our own)",
-    source="https://github.com/Xiyue-Wang/TransPath (Google Drive file 1DoDx_70_TLj98gTf6YTXnu4tFhsFocDX)",
-    weights_file="ctranspath.pth",
-    # Of the authors' file, as recorded by the public pipeline STAMP; the authors state none.
-    sha256="7c998680060c8743551a412583fac689db43cec07053b72dfec6dcd810113539",
-)
 
-BUILT_IN = {spec.name: spec for spec in (TEXTURE, CTRANSPATH)}
+def built_in() -> dict[str, EncoderSpec]:
+    """Give every encoder that is known by name: the embedded one, then the published ones."""
+    from pipeline.encoders.catalogue import PUBLISHED  # not above: the table is written in the words of this module
+
+    return {TEXTURE.name: TEXTURE, **PUBLISHED}
 
 
-def spec(name: str) -> EncoderSpec:
+def spec(name: str, folder: Path = WEIGHTS_FOLDER) -> EncoderSpec:
     """Look an encoder up by the value of `encoder.name`.
 
-    `timm:<model>` imports timm, for the model's own patch size and normalisation; the others import nothing.
+    `timm:<model>` imports timm, for the model's own patch size and normalisation; `hf-hub:<id>` reads the snapshot's
+    configuration; `module:attribute` imports the user's module. The others import nothing.
+
+    Parameters
+    ----------
+    name
+        The value of `encoder.name`.
+    folder
+        Folder of the weights, where snapshots are.
 
     Raises
     ------
     ConfigError
         If there is no such encoder.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
+    known = built_in()
+    if name in known:
+        return known[name]
     if name.startswith(TIMM_PREFIX):
         from pipeline.encoders.timm_encoder import timm_spec
 
         return timm_spec(name)
-    known = ", ".join([*BUILT_IN, f"{TIMM_PREFIX}<model>"])
-    raise ConfigError(f"encoder.name: {name!r} is not an encoder; set one of {known}")
+    if name.startswith(HUB_PREFIX):
+        from pipeline.encoders.snapshot import snapshot_spec
+
+        return snapshot_spec(name, folder)
+    if PLUGIN.fullmatch(name):
+        from pipeline.encoders.plugin import plugin_spec
+
+        return plugin_spec(name)
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise ConfigError(
+        f"encoder.name: {name!r} is not an encoder; {hint}set one that `python -m pipeline encoders` lists, "
+        f"{TIMM_PREFIX}<model>, {HUB_PREFIX}<id>, or module:attribute"
+    )
 
 
 def weights_path(name: str, folder: Path, weights: str | Path | None) -> Path | None:
@@ -137,14 +179,15 @@ def weights_path(name: str, folder: Path, weights: str | Path | None) -> Path | 
     folder
         Where `weights fetch` puts files.
     weights
-        The value of `encoder.weights`: a path, `random`, or None or empty for the encoder's own file in `folder`.
+        The value of `encoder.weights`: a path, `random`, `imported`, or None or empty for the encoder's own file in
+        `folder`.
 
     Returns
     -------
     The file, or None where the encoder needs none or untrained weights are asked for.
     """
-    found = spec(name)
-    if not found.needs_weights or str(weights) == RANDOM:
+    found = spec(name, folder)
+    if not found.needs_weights or str(weights) in {RANDOM, IMPORTED}:
         return None
     return Path(weights) if weights else folder / found.weights_file
 

@@ -5,6 +5,7 @@ stain lies (quantiles), how coarse it is (bands, granulometry), how nuclei diffe
 components), how fibres and glands run (orientation), and which small patterns repeat (binary patterns).
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -27,6 +28,10 @@ from pipeline.encoders.descriptors import (
     orientation,
 )
 from pipeline.encoders.registry import TEXTURE_SMALLEST_PX, EncoderSpec
+
+BATCH = 32
+"""Patches of a batch: enough to share between threads, few enough to stay in the cache."""
+Prepare = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 """Optical density in red, green, blue of haematoxylin and of eosin: A. C. Ruifrok and D. A. Johnston,
@@ -170,14 +175,31 @@ class TextureEncoder:
         What the encoder declares of itself.
     threads
         Threads over the patches of a batch.
+    prepare
+        What is done to patches [B, p, p, 3] first; None for nothing.
     """
 
-    def __init__(self, spec: EncoderSpec, *, threads: int = 1) -> None:
+    def __init__(self, spec: EncoderSpec, *, threads: int = 1, prepare: Prepare | None = None) -> None:
         self.spec = spec
         self.mpp = spec.mpp
         self.patch_px = spec.patch_px
         self.dim = spec.dim or len(feature_names())
+        self.batch_size = BATCH
         self._threads = threads
+        self._prepare = prepare
+
+    def use_threads(self, threads: int) -> None:
+        """Use this many threads from now on."""
+        self._threads = threads
+
+    def buffer(self, patch_px: int) -> NDArray[np.uint8]:
+        """Give memory for one batch, uint8 [batch_size, patch_px, patch_px, 3]."""
+        return np.empty((self.batch_size, patch_px, patch_px, 3), np.uint8)
+
+    def submit(self, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Encode patches, and give a function that gives their features."""
+        features = self(patches)
+        return lambda: features
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode patches, uint8 RGB [B, p, p, 3] with p of 32 or more, into features, float32 [B, dim].
@@ -188,6 +210,8 @@ class TextureEncoder:
             If the patches have another shape or dtype.
         """
         _check_patches(patches)
+        if self._prepare is not None:
+            patches = self._prepare(patches)
         cv2.setNumThreads(1)  # planes are small: OpenCV's own threads would cost more than they give
         cv2.ipp.setUseIPP(False)  # its sums round by where an array lies in memory
         features = np.empty((len(patches), self.dim), np.float32)

@@ -10,8 +10,8 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from pipeline.encoders.checkpoint import SEED, load_strictly, read_state
 from pipeline.encoders.registry import TIMM_PREFIX, EncoderSpec, Triple
-from pipeline.encoders.torch_encoder import SEED, load_strictly, read_state
 from pipeline.errors import ConfigError
 
 
@@ -75,7 +75,9 @@ def build_timm(spec: EncoderSpec, path: Path | None) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model: nn.Module = timm.create_model(spec.name.removeprefix(TIMM_PREFIX), pretrained=False, num_classes=0)
+        model: nn.Module = timm.create_model(
+            spec.architecture or spec.name.removeprefix(TIMM_PREFIX), pretrained=False, num_classes=0, **spec.options
+        )
     if path is not None:
         load_strictly(model, _in_layout_of(model, read_state(path)), path)
     return model

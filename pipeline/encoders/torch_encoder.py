@@ -1,107 +1,24 @@
-"""What every encoder that is a network shares: reading weights strictly, and running batches on a device."""
+"""Run a network over patches on a device: copies, normalisation, batches that fit, and work that overlaps."""
 
 import logging
-import pickle
-import struct
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
+import cv2
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline import remembered
+from pipeline.encoders.batch_size import find_batch_size
 from pipeline.encoders.registry import EncoderSpec
+from pipeline.encoders.stain import stain_normaliser
 from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-SEED = 0
-"""Seed of untrained weights."""
-CONTAINERS = ("model", "state_dict")
-"""Keys under which published checkpoints keep their tensors."""
-PREFIXES = ("module.", "model.")
-"""What wrappers (DataParallel, Lightning) put before every name."""
-DAMAGE = (
-    safetensors.SafetensorError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What torch and safetensors raise on a file with changed or missing bytes, beside UnpicklingError."""
-GPU_BATCH, CPU_BATCH = 256, 32
+CPU_BATCH = 32
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, without running code that it may hold.
-
-    Parameters
-    ----------
-    path
-        A `.safetensors` file, or one of `torch.save`: tensors by name, bare or under `model` or `state_dict`.
-
-    Raises
-    ------
-    ConfigError
-        If the file is damaged, holds anything but tensors and plain containers, or holds no tensors by name.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path}: not a checkpoint of tensors alone ({_first_line(error)}); fetch the published file again"
-        ) from error
-    except DAMAGE as error:
-        raise ConfigError(f"{path}: cannot be read as weights ({_first_line(error)}); fetch the file again") from error
-    for container in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ConfigError(f"{path}: holds no tensors by name; give the state dict of the model")
-    return without_prefix(dict(content))
-
-
-def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take a wrapper's prefix off the names, where all of them carry it."""
-    for prefix in PREFIXES * 2:  # either may be outermost
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load every tensor into its place.
-
-    Raises
-    ------
-    ConfigError
-        If a tensor is missing, is one too many, or has another shape; the message names the first.
-    """
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    misshapen = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    for what, names in (("lacks", missing), ("has an unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ConfigError(f"{path}: {what} tensor {names[0]}{more}; give the weights of this very model")
-    if misshapen:
-        name = misshapen[0]
-        found, expected = tuple(state[name].shape), tuple(wanted[name].shape)
-        raise ConfigError(f"{path}: tensor {name} is {found}, not {expected}; give the weights of this very model")
-    model.load_state_dict(dict(state), strict=True)
 
 
 class TorchEncoder:
@@ -113,13 +30,13 @@ class TorchEncoder:
         From normalised float [B, 3, p, p] to features [B, dim].
     spec
         What the encoder declares; its `mean` and `std` are applied on the device.
-    device, threads, precision, batch_size
+    device, threads, precision, batch_size, compiled, stain, patch_px
         As for `pipeline.encoders.load`.
 
     Raises
     ------
     ConfigError
-        If there is no such device or precision.
+        If there is no such device, precision or stain normalisation.
     """
 
     def __init__(
@@ -131,21 +48,56 @@ class TorchEncoder:
         threads: int = 1,
         precision: str = "auto",
         batch_size: int | None = None,
+        compiled: bool = False,
+        stain: str = "none",
+        patch_px: int | None = None,
     ) -> None:
         self.spec = spec
         self.mpp = spec.mpp
-        self.patch_px = spec.patch_px
+        self.patch_px = patch_px or spec.patch_px
         self._device = _usable_device(device)
         self._dtype = _dtype(precision, self._device)
-        self.batch_size = batch_size or (CPU_BATCH if self._device.type == "cpu" else GPU_BATCH)
-        torch.set_num_threads(threads)
+        self._stain = stain_normaliser(stain, self._device)
+        self.use_threads(threads)
         self._model = model.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compiled: Callable[[Tensor], Tensor] | None = (
+            torch.compile(self._model, dynamic=False) if compiled else None
+        )
         self._mean = 255 * torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
-        self.dim = spec.dim or self._probe()
+        plain = self._device.type == "cpu" and self._stain is None and self.patch_px == spec.patch_px
+        self._table = self._levels() if plain else None
+        self.batch_size = batch_size or CPU_BATCH
+        if batch_size is None and self._device.type == "cuda":
+            self.batch_size = find_batch_size(self._forward_blank, key=self._setting(), device=self._device)
+        self.dim = spec.dim or int(self._forward(self.buffer(self.patch_px)[:1]).shape[1])
 
-    def _probe(self) -> int:
-        return int(self._forward(np.zeros((1, self.patch_px, self.patch_px, 3), np.uint8)).shape[1])
+    def _levels(self) -> NDArray[np.float32]:
+        """Give the normalised value of each of the 256 levels, shape (1, 256, 3)."""
+        levels = torch.arange(256.0).expand(1, 3, 256)
+        normalised = (levels - self._mean[..., 0]) / self._std[..., 0]
+        return normalised.permute(0, 2, 1).contiguous().numpy()
+
+    def _setting(self) -> tuple[str, ...]:
+        """Give what the best batch size depends on."""
+        device = torch.cuda.get_device_name(self._device)
+        return self.spec.name, device, str(self._dtype), str(self.patch_px), str(self._compiled is not None)
+
+    def _forward_blank(self, size: int) -> None:
+        edge = self.patch_px
+        self._forward(np.zeros((size, edge, edge, 3), np.uint8))
+
+    def use_threads(self, threads: int) -> None:
+        """Use this many CPU threads from now on."""
+        torch.set_num_threads(threads)
+
+    def buffer(self, patch_px: int) -> NDArray[np.uint8]:
+        """Give memory for one batch, uint8 [batch_size, patch_px, patch_px, 3]; page-locked where a GPU reads it."""
+        pinned = self._device.type == "cuda"
+        memory: NDArray[np.uint8] = torch.zeros(
+            (self.batch_size, patch_px, patch_px, 3), dtype=torch.uint8, pin_memory=pinned
+        ).numpy()
+        return memory
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode patches, uint8 RGB [B, p, p, 3] with p = `patch_px`, into features, float32 [B, dim].
@@ -157,20 +109,25 @@ class TorchEncoder:
         ValueError
             If the patches have another shape or dtype.
         """
+        return self.submit(patches)()
+
+    def submit(self, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Start to encode patches; the function that is returned waits for their features. Raises as a call does."""
         expected = (self.patch_px, self.patch_px, 3)
         if patches.dtype != np.uint8 or patches.ndim != 4 or patches.shape[1:] != expected:
             raise ValueError(f"patches are {patches.dtype} {patches.shape}; give uint8, B patches of {expected}")
-        features = np.empty((len(patches), self.dim), np.float32)
+        parts: list[Callable[[], NDArray[np.float32]]] = []
         start = 0
         while start < len(patches):
             part = patches[start : start + self.batch_size]
             try:
-                features[start : start + len(part)] = self._forward(part)
+                parts.append(_fetching(self._forward(part)))
             except torch.OutOfMemoryError:
                 self._halve(len(part))
                 continue
             start += len(part)
-        return features
+        empty = np.empty((0, self.dim), np.float32)
+        return lambda: parts[0]() if len(parts) == 1 else np.concatenate([empty, *(part() for part in parts)])
 
     def _halve(self, tried: int) -> None:
         if tried == 1:
@@ -178,20 +135,66 @@ class TorchEncoder:
                 f"{self.spec.name}: one patch does not fit the memory of {self._device}; use a smaller encoder"
             )
         self.batch_size = (tried + 1) // 2
-        torch.cuda.empty_cache()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            remembered.remember(self.batch_size, "batch size", *self._setting())
         logger.info("%s: out of memory at %d patches; going on with %d", self.spec.name, tried, self.batch_size)
 
     @torch.inference_mode()
-    def _forward(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raw = torch.from_numpy(np.ascontiguousarray(patches))
-        if self._device.type == "cuda":
-            raw = raw.pin_memory().to(self._device, non_blocking=True)
-        image = (
-            raw.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
-        )  # (B, 3, p, p), channels last in memory
+    def _forward(self, patches: NDArray[np.uint8]) -> Tensor:
+        """Give the features on the device, float32 [B, dim]; on a GPU they may still be in the making."""
+        if self._table is not None:
+            image = self._looked_up(patches, self._table)
+        else:
+            image = self._normalised(
+                torch.from_numpy(np.ascontiguousarray(patches)).to(self._device, non_blocking=True)
+            )
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-            features: Tensor = self._model(image)
-        return features.float().cpu().numpy()
+            features: Tensor = self._run(image)
+        return features.float()
+
+    def _looked_up(self, patches: NDArray[np.uint8], table: NDArray[np.float32]) -> Tensor:
+        """Normalise by a table of the 256 levels: the same numbers in a third of the CPU's time."""
+        rows = np.ascontiguousarray(patches).reshape(-1, self.patch_px, 3)
+        values = np.asarray(cv2.LUT(rows, table), np.float32)
+        return torch.from_numpy(values.reshape(patches.shape)).permute(0, 3, 1, 2)
+
+    def _normalised(self, raw: Tensor) -> Tensor:
+        """Resize, stain and normalise on the device: bytes [B, p, p, 3] to (B, 3, p, p), channels last in memory."""
+        image = raw.permute(0, 3, 1, 2).float()
+        if self.patch_px != self.spec.patch_px:
+            size = (self.spec.patch_px, self.spec.patch_px)
+            image = nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        if self._stain is not None:
+            image = self._stain(image)
+        return image.sub_(self._mean).div_(self._std)
+
+    def _run(self, image: Tensor) -> Tensor:
+        if self._compiled is None:
+            eager: Tensor = self._model(image)
+            return eager
+        # a compiled network is compiled again for every size: the last batch of a slide is filled up
+        missing = max(0, self.batch_size - len(image))
+        filled = torch.cat([image, image[:1].expand(missing, -1, -1, -1)]) if missing else image
+        features: Tensor = self._compiled(filled.contiguous(memory_format=torch.channels_last))
+        return features[: len(image)]
+
+
+def _fetching(features: Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Start to copy features to the CPU; the function that is returned waits for them."""
+    if features.device.type == "cpu":
+        return features.numpy
+    fetched = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+    fetched.copy_(features, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(features.device))
+
+    def wait() -> NDArray[np.float32]:
+        done.synchronize()
+        arrived: NDArray[np.float32] = fetched.numpy()
+        return arrived
+
+    return wait
 
 
 def _usable_device(name: str) -> torch.device:
@@ -210,7 +213,3 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is not one of auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -55,6 +55,8 @@ rule embed:
     threads: settings.embed_threads(SETTINGS)
     resources:
         gpu=gpu_of("embed"),
+        # a resource, as another speed is no reason to run again
+        speed=settings.embed_speed(SETTINGS),
     params:
         version=STAGE_VERSIONS["embed"],
         fingerprint=slide_print,
@@ -62,4 +64,4 @@ rule embed:
         flags=flags("embed"),
     shell:
         "python -m pipeline embed {input.slide:q} --slide-id {wildcards.slide:q} --tiles {input.tiles:q}"
-        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu} {params.flags} 2> {log:q}"
+        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu} {resources.speed} {params.flags} 2> {log:q}"

@@ -1,0 +1,149 @@
+"""Features of other toolboxes: files laid out as their public code writes them."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline import imports, store
+from pipeline.errors import ConfigError
+from tests.slides import tissue_like, write_svs
+
+MPP = 0.25
+GRID = np.array([(x, y) for y in (0, 512) for x in (0, 512, 1024)], np.int64)
+FEATURES = np.random.default_rng(0).normal(size=(6, 1024)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    write_svs(folder / "a.svs", tissue_like(1200, 1600), mpp=MPP, factors=(4,))
+    return folder
+
+
+def write(path: Path, arrays: dict[str, Any], *, own: dict[str, Any] | None = None, **of_coords: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
+        file.attrs.update(own or {})
+        if "coords" in file:
+            file["coords"].attrs.update(of_coords)
+    return path
+
+
+def trident(folder: Path, **changes: Any) -> Path:
+    scale = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20}
+    write(folder / "a.h5", {"features": FEATURES, "coords": GRID}, **(scale | changes))
+    return folder
+
+
+def stamp(folder: Path, **changes: Any) -> Path:
+    own = {"stamp_version": "2.3.0", "unit": "um", "tile_size_um": 128.0, "tile_size_px": 256, "extractor": "uni"}
+    write(folder / "a.h5", {"feats": FEATURES.astype(np.float16), "coords": GRID * MPP}, own=own | changes)
+    return folder
+
+
+def clam(folder: Path) -> Path:
+    write(folder / "a.h5", {"features": FEATURES, "coords": GRID.astype(np.int32)})
+    return folder
+
+
+def import_one(features: Path, slides: Path, results: Path, **more: Any) -> store.Artefact:
+    assert imports.run(features, slides=slides, results=results, encoder="uni", **more) == ["a"]
+    return store.read(results / "bags" / "a.zarr.zip")
+
+
+def test_all_three_give_the_same_bag(slides: Path, tmp_path: Path) -> None:
+    patches = write(
+        tmp_path / "patches" / "a.h5", {"coords": GRID.astype(np.int32)}, patch_size=512, patch_level=0, downsample=1.0
+    ).parent
+    bags = [
+        import_one(trident(tmp_path / "trident"), slides, tmp_path / "1"),
+        import_one(stamp(tmp_path / "stamp"), slides, tmp_path / "2"),
+        import_one(clam(tmp_path / "clam"), slides, tmp_path / "3", coordinates=patches),
+    ]
+    for bag in bags:
+        np.testing.assert_array_equal(bag.arrays["coords"], GRID)
+        np.testing.assert_array_equal(bag.arrays["features"], FEATURES.astype(np.float16))
+        assert bag.attributes["patch_level0_px"] == 512
+        assert (bag.attributes["stride_level0_px"], bag.attributes["encoder"]) == (512, "uni")
+    assert [bag.attributes["target_mpp"] for bag in bags] == [0.5, 0.5, 0.25]
+
+
+def test_clams_level_counts_in_the_size_of_a_patch(slides: Path, tmp_path: Path) -> None:
+    attributes: dict[str, Any] = {"patch_size": 128, "patch_level": 1}
+    patches = write(tmp_path / "patches" / "a.h5", {"coords": GRID}, **attributes).parent
+    bag = import_one(clam(tmp_path / "clam"), slides, tmp_path / "out", coordinates=patches)
+    assert (bag.attributes["patch_level0_px"], bag.attributes["target_mpp"]) == (512, 1.0)
+
+
+def test_tiles_and_bag_agree_with_the_slide(slides: Path, tmp_path: Path) -> None:
+    bag = import_one(trident(tmp_path / "trident"), slides, tmp_path / "out")
+    tiles = store.read(tmp_path / "out" / "tiles" / "a.zarr.zip")
+    assert tiles.attributes["fingerprint"] == bag.attributes["fingerprint"]
+    np.testing.assert_array_equal(tiles.arrays["coords"], GRID)
+    assert (bag.attributes["width"], bag.attributes["mpp_x"]) == (1600, MPP)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "own", "of_coords", "message"),
+    [
+        ({"features": FEATURES}, {}, {}, "without coordinates there is no heatmap"),
+        ({"features": FEATURES, "coords": GRID}, {}, {}, "does not say the scale of its patches"),
+        ({"feats": FEATURES, "coords": GRID}, {"unit": "px", "tile_size_px": 8}, {}, "only features of STAMP 2"),
+        ({"feats": FEATURES, "coords": GRID}, {"unit": "um", "tile_size_px": 8}, {}, "lacks tile_size_um"),
+        ({"features": FEATURES[:5], "coords": GRID}, {}, {}, r"features are \(5, 1024\) and coords \(6, 2\)"),
+        ({"features": FEATURES * np.nan, "coords": GRID}, {}, {}, "not all finite"),
+        (
+            {"features": FEATURES, "coords": GRID * 9},
+            {},
+            {"patch_size": 256, "patch_size_level0": 512},
+            "give the slide they were made of",
+        ),
+        (
+            {"features": FEATURES[:, :512], "coords": GRID},
+            {},
+            {"patch_size": 256, "patch_size_level0": 512},
+            "512 features, uni gives 1024",
+        ),
+        ({"features": FEATURES, "coords": GRID}, {}, {"patch_size": 256, "patch_level": 7}, "was made at level 7"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused(
+    slides: Path,
+    tmp_path: Path,
+    arrays: dict[str, Any],
+    own: dict[str, Any],
+    of_coords: dict[str, Any],
+    message: str,
+) -> None:
+    write(tmp_path / "in" / "a.h5", arrays, own=own, **of_coords)
+    with pytest.raises(ConfigError, match=message):
+        imports.run(tmp_path / "in", slides=slides, results=tmp_path / "out", encoder="uni")
+    assert not (tmp_path / "out").exists()
+
+
+def test_coordinates_of_another_run_are_refused(slides: Path, tmp_path: Path) -> None:
+    patches = write(tmp_path / "patches" / "a.h5", {"coords": GRID + 1}, patch_size=256, patch_level=0).parent
+    with pytest.raises(ConfigError, match="its coords are not those of"):
+        import_one(clam(tmp_path / "clam"), slides, tmp_path / "out", coordinates=patches)
+
+
+def test_a_file_that_is_no_hdf5_is_a_config_error(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.h5").write_bytes(b"not HDF5")
+    with pytest.raises(ConfigError, match="cannot be read as HDF5"):
+        import_one(tmp_path / "in", slides, tmp_path / "out")
+
+
+def test_features_without_a_slide_are_left_out(slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = trident(tmp_path / "in")
+    (folder / "other.h5").write_bytes((folder / "a.h5").read_bytes())
+    import_one(folder, slides, tmp_path / "out")
+    assert "other.h5: no slide of this name" in caplog.text
+    (folder / "a.h5").unlink()
+    with pytest.raises(ConfigError, match="names must be the same"):
+        imports.run(folder, slides=slides, results=tmp_path / "out", encoder="uni")
