@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline import store
 from pipeline.errors import SlideError
+from pipeline.geojson import to_geojson
 from pipeline.preview import draw_placeholder, draw_preview, preview_mpp, save_jpeg
 from pipeline.slide import ReadPlan, Slide, open_slide, read_plan
-from pipeline.tissue import TissueOptions, find_tissue, to_geojson
+from pipeline.tissue import TissueOptions, find_tissue
 
 LOG = logging.getLogger(__name__)
 

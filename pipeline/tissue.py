@@ -1,15 +1,13 @@
-"""Find tissue on an overview of a bright-field slide, and exchange its outline with QuPath."""
+"""Find tissue on an overview of a bright-field slide."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, SlideError
-from pipeline.outline import Ring, fill_rings, trace_polygons
+from pipeline.errors import SlideError
 
 PADDING_BLACK, PADDING_WHITE = 12, 254
 """Grey levels up to and from which (in all three channels) a pixel is padding or a gap: no stain gets that dark at
@@ -107,79 +105,6 @@ def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOpti
     found = _close(found, CLOSING_UM / mpp) & scanned
     found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
     return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
-
-
-def to_geojson(mask: NDArray[np.bool_], *, downsample: float, name: str = "Tissue") -> dict[str, Any]:
-    """Describe a mask as polygons with holes that QuPath opens as annotations.
-
-    Parameters
-    ----------
-    mask
-        Shape (H, W), its corner at the slide's.
-    downsample
-        Level-0 px per mask pixel.
-    name
-        QuPath's class of the annotations.
-
-    Returns
-    -------
-    A GeoJSON FeatureCollection, one feature a connected region, coordinates in level-0 px.
-    """
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [_scaled(ring, downsample) for ring in (polygon.outer, *polygon.holes)],
-            },
-            "properties": {
-                "objectType": "annotation",
-                "name": f"{name} {number}",
-                "classification": {"name": name, "color": [0, 150, 110]},
-            },
-        }
-        for number, polygon in enumerate(trace_polygons(mask), start=1)
-    ]
-    return {"type": "FeatureCollection", "features": features}
-
-
-def from_geojson(collection: Mapping[str, Any], *, shape: tuple[int, int], downsample: float) -> NDArray[np.bool_]:
-    """Rasterise polygons: the inverse of `to_geojson`, also for what was edited in QuPath.
-
-    Parameters
-    ----------
-    collection
-        A GeoJSON FeatureCollection of Polygon and MultiPolygon features, level-0 px.
-    shape
-        (H, W) of the mask.
-    downsample
-        Level-0 px per mask pixel.
-
-    Raises
-    ------
-    ConfigError
-        If a feature is of another geometry.
-    """
-    mask = np.zeros(shape, np.bool_)
-    for feature in collection["features"]:
-        for polygon in _polygons(feature["geometry"]):
-            rings = [np.asarray(ring, np.float64) / downsample for ring in polygon]
-            mask |= fill_rings(rings, shape=shape)
-    return mask
-
-
-def _polygons(geometry: Mapping[str, Any]) -> Iterable[Any]:
-    if geometry["type"] == "Polygon":
-        return (geometry["coordinates"],)
-    if geometry["type"] == "MultiPolygon":
-        return tuple(geometry["coordinates"])
-    raise ConfigError(f"the GeoJSON holds a {geometry['type']}; only Polygon and MultiPolygon have an inside")
-
-
-def _scaled(ring: Ring, downsample: float) -> list[list[float]]:
-    # a hundredth of a pixel: exact for the round trip, half the size of the file
-    corners: list[list[float]] = np.round(ring * downsample, 2).tolist()
-    return corners
 
 
 def _refuse_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import store
+from pipeline.geojson import from_geojson
 from pipeline.tile import place_tiles, run
-from pipeline.tissue import TissueOptions, from_geojson
+from pipeline.tissue import TissueOptions
 from tests.slides import slide_with_tissue, write_svs
 
 SETTINGS: dict[str, Any] = {
