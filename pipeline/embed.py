@@ -127,6 +127,7 @@ def run(
                 mpp=placed.attributes["target_mpp"],
                 threads=threads,
             )
+            found["reader"] = slide.patch_source_name
         lost = int((~readable).sum())
         if lost > max_unreadable * len(coords):
             raise SlideError(

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
 from pipeline.intake import COPY_AGAIN, check_pixel_layout, explain_refusal, first_bytes
-from pipeline.regions import Batch, OpenSlidePatches, PatchSource, read_rgb
+from pipeline.reader import choose_source
+from pipeline.regions import Batch, PatchSource, read_rgb
 from pipeline.scale import Scale, objective_power, resolve_scale
 
 LOG = logging.getLogger(__name__)
@@ -74,6 +75,11 @@ class Slide:
         `file`, opened.
     scale
         Size of a level-0 pixel.
+
+    Attributes
+    ----------
+    patch_source_name
+        How the last call of `patches` reads: "direct" or "openslide"; "" before.
     """
 
     def __init__(self, path: Path, *, file: Path, handle: openslide.OpenSlide, scale: Scale) -> None:
@@ -87,6 +93,7 @@ class Slide:
         self.vendor = str(handle.properties.get(openslide.PROPERTY_NAME_VENDOR, ""))
         self.objective = objective_power(handle.properties)
         self.bounds = _bounds(handle)
+        self.patch_source_name = ""
         self._file = file
         self._handle = handle
 
@@ -160,10 +167,10 @@ class Slide:
         Raises
         ------
         SlideError
-            If level 0 is too coarse for `mpp`.
+            If level 0 is too coarse for `mpp`; at the end, if the file changed while it was read.
         """
         plan = read_plan(self, patch_px=patch_px, mpp=mpp)
-        return self._patch_source().batches(
+        return self._patch_source(coords, plan).batches(
             coords, level=plan.level, read_px=plan.read_px, patch_px=patch_px, threads=threads
         )
 
@@ -232,8 +239,18 @@ class Slide:
         fine_enough = [level for level, downsample in enumerate(self.level_downsamples) if downsample <= limit]
         return max(fine_enough, default=0)
 
-    def _patch_source(self) -> PatchSource:
-        return OpenSlidePatches(self._file)
+    def _patch_source(self, coords: NDArray[np.int32], plan: ReadPlan) -> PatchSource:
+        source = choose_source(
+            self._file,
+            vendor=self.vendor,
+            level_dimensions=self.level_dimensions,
+            level=plan.level,
+            downsample=self.level_downsamples[plan.level],
+            coords=coords,
+            read_px=plan.read_px,
+        )
+        self.patch_source_name = source.name
+        return source
 
 
 def open_slide(
