@@ -102,13 +102,20 @@ def tile(
     tissue_min_area_mm2: Annotated[float, Option(min=0, help="Smaller pieces are dropped.")],
     tissue_min_hole_mm2: Annotated[float, Option(min=0, help="Smaller holes are filled.")],
     tissue_exclude_pen: Annotated[bool, Option(help="Take out marks of pens.")],
+    max_pen: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be pen.")],
+    max_blur: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be out of focus.")],
+    max_fold: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be a fold.")],
+    drawn_tissue: Annotated[Path | None, Option(help="GeoJSON that replaces the tissue found.")] = None,
+    roi: Annotated[Path | None, Option(help="GeoJSON of the regions to keep to.")] = None,
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
 ) -> None:
     """Find the tissue of one slide and place tiles on it."""
     from pipeline import tile as stage
+    from pipeline.cohort import Drawn
     from pipeline.fingerprint import fingerprint
+    from pipeline.quality import QualityOptions
     from pipeline.tissue import TissueOptions
 
     stage.run(
@@ -130,6 +137,8 @@ def tile(
             min_hole_mm2=tissue_min_hole_mm2,
             exclude_pen=tissue_exclude_pen,
         ),
+        quality=QualityOptions(max_pen=max_pen, max_blur=max_blur, max_fold=max_fold),
+        drawn=Drawn(tissue=drawn_tissue, roi=roi),
         mpp=mpp,
         default_mpp=default_mpp,
         mpp_from_objective=mpp_from_objective,

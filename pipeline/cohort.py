@@ -44,6 +44,14 @@ class Override:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """GeoJSON files that the user drew for one slide: its tissue, and the regions to keep to."""
+
+    tissue: Path | None = None
+    roi: Path | None = None
+
+
+@dataclass(frozen=True)
 class Cohort:
     """The slides that are present, what is known of them, and sentences about what looks odd.
 
@@ -55,6 +63,10 @@ class Cohort:
         Labels of the slides that are present.
     overrides
         Overrides of the slides that are present.
+    skipped
+        Overrides of the slides that are there and were left out at the user's word.
+    drawn
+        Drawn tissue and regions of the slides that have any.
     classes
         The labels that occur, sorted; the order of every probability column.
     warnings
@@ -66,6 +78,8 @@ class Cohort:
     overrides: dict[str, Override] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    skipped: dict[str, Override] = field(default_factory=dict)
+    drawn: dict[str, Drawn] = field(default_factory=dict)
 
 
 def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -242,31 +256,71 @@ def _check_header(
 
 
 def load(
-    folder: Path, *, labels: Path, overrides: Path, target: str, folds: int, extra_warnings: Iterable[str] = ()
+    folder: Path,
+    *,
+    labels: Path,
+    overrides: Path,
+    target: str,
+    folds: int,
+    tissue: Path | None = None,
+    roi: Path | None = None,
+    must_train: bool = True,
 ) -> Cohort:
     """Read what the user gave, and refuse what no run can start with.
+
+    Parameters
+    ----------
+    folder
+        The slides.
+    labels, overrides
+        The tables; the second may be missing.
+    target, folds
+        The column to learn, and the outer folds that the labels must allow.
+    tissue, roi
+        Folders of drawn tissue and regions; they may be missing.
+    must_train
+        Whether labels that cannot be cross-validated are an error.
 
     Raises
     ------
     ConfigError
         See `discover`, `read_labels`, `read_overrides` and `check_labels`.
     """
-    slides, warnings = discover(folder)
+    found, warnings = discover(folder)
     given = read_labels(labels, target=target)
-    known_overrides = read_overrides(overrides)
-    slides = {name: path for name, path in slides.items() if not known_overrides.get(name, Override()).skip}
+    known = read_overrides(overrides)
+    slides = {name: path for name, path in found.items() if not known.get(name, Override()).skip}
     present = {name: given[name] for name in slides if name in given and given[name].label}
-    check_labels(present, given, slides=slides, path=labels, folds=folds)
-    absent = [name for name in given if name not in slides]
-    if absent:
-        warnings.append(f"{labels} names {len(absent)} slide(s) that are not in {folder}, first '{absent[0]}'.")
+    if must_train:
+        check_labels(present, given, slides=slides, path=labels, folds=folds)
+    drawn = {kind: _find_drawn(place, found, warnings) for kind, place in (("tissue", tissue), ("roi", roi))}
+    for table, names in ((labels, given), (overrides, known)):
+        absent = [name for name in names if name not in found]
+        if absent:
+            warnings.append(f"{table} names {len(absent)} slide(s) that are not in {folder}, first '{absent[0]}'.")
     return Cohort(
         slides=slides,
         labels=present,
-        overrides={name: known_overrides[name] for name in slides if name in known_overrides},
+        overrides={name: known[name] for name in slides if name in known},
+        skipped={name: known[name] for name in found if name not in slides},
+        drawn={
+            name: Drawn(**{kind: files.get(name) for kind, files in drawn.items()})
+            for name in slides
+            if any(name in files for files in drawn.values())
+        },
         classes=tuple(sorted({label.label for label in present.values()})),
-        warnings=(*warnings, *extra_warnings),
+        warnings=tuple(warnings),
     )
+
+
+def _find_drawn(folder: Path | None, slides: Mapping[str, Path], warnings: list[str]) -> dict[str, Path]:
+    """Find `{slide}.geojson` in a folder that may be missing; name what belongs to no slide."""
+    files = sorted(folder.glob("*.geojson")) if folder is not None else []
+    found = {unicodedata.normalize("NFC", file.name.removesuffix(".geojson")): file for file in files}
+    warnings += [
+        f"{file} is ignored: no slide is called '{name}'." for name, file in found.items() if name not in slides
+    ]
+    return {name: file for name, file in found.items() if name in slides}
 
 
 def check_labels(
@@ -332,12 +386,23 @@ def digest(values: object) -> str:
 
 
 def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
-    """Give a digest of everything the cohort table shows: slides, their content, labels and overrides."""
+    """Give a digest of everything the check shows: slides, their content, labels, overrides, drawings, warnings."""
     rows = [
-        (slide, str(path), fingerprints[slide], *_plain(cohort.labels.get(slide)), *_plain(cohort.overrides.get(slide)))
+        (
+            *(slide, str(path), fingerprints[slide]),
+            *(_plain(cohort.labels.get(slide)), _plain(cohort.overrides.get(slide))),
+            *map(str, _plain(cohort.drawn.get(slide))),
+        )
         for slide, path in cohort.slides.items()
     ]
-    return digest(rows)
+    return digest([rows, cohort.warnings, {slide: _plain(override) for slide, override in cohort.skipped.items()}])
+
+
+def drawn_digest(drawn: Drawn | None) -> str:
+    """Give a digest of the content of what was drawn for a slide; empty where nothing was."""
+    files = [] if drawn is None else [drawn.tissue, drawn.roi]
+    content = [None if file is None else hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return digest(content) if any(content) else ""
 
 
 def labels_digest(labels: Mapping[str, Label]) -> str:
@@ -345,5 +410,5 @@ def labels_digest(labels: Mapping[str, Label]) -> str:
     return digest({slide: _plain(label) for slide, label in labels.items()})
 
 
-def _plain(record: Label | Override | None) -> tuple[object, ...]:
+def _plain(record: Label | Override | Drawn | None) -> tuple[object, ...]:
     return () if record is None else astuple(record)

@@ -69,7 +69,42 @@ class TissueOptions:
     exclude_pen: bool = True
 
 
-def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOptions) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class Overview:
+    """What an overview shows, apart from tissue.
+
+    Parameters
+    ----------
+    density
+        Optical density against the slide's own glass, float32 [H, W, 3].
+    scanned
+        Where there are pixels of the slide and no padding, shape (H, W).
+    is_grey
+        Whether the slide has no colour.
+    is_dark
+        Whether its background is dark, as on a fluorescence or dark-field slide.
+    """
+
+    density: NDArray[np.float32]
+    scanned: NDArray[np.bool_]
+    is_grey: bool
+    is_dark: bool
+
+
+def look_at(thumbnail: NDArray[np.uint8]) -> Overview:
+    """Measure an overview, RGB, shape (H, W, 3)."""
+    brightest, darkest = thumbnail.max(axis=2), thumbnail.min(axis=2)
+    padding = (brightest <= PADDING_BLACK) | (darkest >= PADDING_WHITE)
+    return Overview(
+        density=_optical_density(thumbnail, _glass(thumbnail, brightest, darkest, padding)),
+        # black touches tissue with mixed pixels whose colours JPEG makes up; white fades into glass
+        scanned=~_dilate(brightest <= PADDING_BLACK, 2) & ~padding,
+        is_grey=bool(np.count_nonzero(brightest != darkest) < MAX_COLOURED_SHARE * brightest.size),
+        is_dark=_is_dark_field(brightest, darkest),
+    )
+
+
+def find_tissue(thumbnail: NDArray[np.uint8] | Overview, *, mpp: float, options: TissueOptions) -> NDArray[np.bool_]:
     """Find tissue on an overview.
 
     Tissue is what absorbs the colours unequally: shadows, dust, bubbles and gaps are grey. Optical density is taken
@@ -78,7 +113,7 @@ def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOpti
     Parameters
     ----------
     thumbnail
-        RGB, shape (H, W, 3).
+        RGB, shape (H, W, 3), or what `look_at` made of it.
     mpp
         Its um per pixel.
 
@@ -91,31 +126,27 @@ def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOpti
     SlideError
         If the background is dark: a fluorescence or dark-field slide.
     """
-    brightest, darkest = thumbnail.max(axis=2), thumbnail.min(axis=2)
-    padding = (brightest <= PADDING_BLACK) | (darkest >= PADDING_WHITE)
-    _refuse_dark_field(brightest, darkest)
-    density = _optical_density(thumbnail, _glass(thumbnail, brightest, darkest, padding))
-    # black touches tissue with mixed pixels whose colours JPEG makes up; white fades into glass
-    scanned = ~_dilate(brightest <= PADDING_BLACK, 2) & ~padding
-    is_grey = np.count_nonzero(brightest != darkest) < MAX_COLOURED_SHARE * brightest.size
-    feature = density.mean(axis=2) if is_grey else density.max(axis=2) - density.min(axis=2)
-    found = _stained(feature, scanned, is_grey=is_grey, mpp=mpp, options=options)
-    if options.exclude_pen:
-        found &= ~_pen(density, found)
-    found = _close(found, CLOSING_UM / mpp) & scanned
-    found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
-    return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
-
-
-def _refuse_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> None:
-    seen = brightest > PADDING_BLACK
-    if np.count_nonzero(seen) < 0.001 * seen.size:
-        return  # entirely black: nothing was scanned, so there is no tissue
-    if np.median(brightest) < DARK_MEDIAN and np.mean(darkest[seen] > WHITE_LIGHT) < MIN_WHITE_SHARE:
+    overview = thumbnail if isinstance(thumbnail, Overview) else look_at(thumbnail)
+    if overview.is_dark:
         raise SlideError(
             "its background is dark, as on a fluorescence slide",
             remedy="leave it out: only bright-field slides (H&E, IHC) can be used",
         )
+    density = overview.density
+    feature = density.mean(axis=2) if overview.is_grey else density.max(axis=2) - density.min(axis=2)
+    found = _stained(feature, overview.scanned, is_grey=overview.is_grey, mpp=mpp, options=options)
+    if options.exclude_pen:
+        found &= ~find_pen(overview, found)
+    found = _close(found, CLOSING_UM / mpp) & overview.scanned
+    found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
+    return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
+
+
+def _is_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> bool:
+    seen = brightest > PADDING_BLACK
+    if np.count_nonzero(seen) < 0.001 * seen.size:
+        return False  # entirely black: nothing was scanned, so there is no tissue
+    return bool(np.median(brightest) < DARK_MEDIAN and np.mean(darkest[seen] > WHITE_LIGHT) < MIN_WHITE_SHARE)
 
 
 def _glass(
@@ -168,21 +199,24 @@ def _otsu(values: NDArray[np.float32]) -> float:
     return level * 0.5 / 255
 
 
-def _pen(density: NDArray[np.float32], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find pen by colours that H&E cannot have.
+def find_pen(overview: Overview, tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find pen by colours that H&E cannot have, shape (H, W).
 
     Eosin and haematoxylin absorb green most. Blue and green ink absorb red most; black ink absorbs all alike, and
-    much; red ink absorbs blue about as much as green, and no red at all. Where "pen" is most of what was found, it is
-    the stain (trichrome, Giemsa) and stays.
+    much; red ink absorbs blue about as much as green, and no red at all. Where "pen" is most of `tissue`, shape (H, W),
+    it is the stain (trichrome, Giemsa) and no pen.
     """
+    if overview.is_grey:
+        return np.zeros_like(tissue)
+    density = overview.density
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
     mean = density.mean(axis=2)
     blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
     black = (mean > 0.5) & (density.max(axis=2) - density.min(axis=2) < 0.15 * mean)
     red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
-    pen = _drop_small(blue_or_green | black | red_ink, 4)
-    if np.count_nonzero(pen & found) > 0.5 * np.count_nonzero(found):
-        return np.zeros_like(found)
+    pen = _drop_small((blue_or_green | black | red_ink) & overview.scanned, 4)
+    if np.count_nonzero(pen & tissue) > 0.5 * np.count_nonzero(tissue):
+        return np.zeros_like(tissue)
     return _dilate(pen, 2)  # the soft rim of a stroke
 
 

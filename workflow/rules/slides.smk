@@ -25,6 +25,7 @@ rule check:
 rule tile:
     input:
         slide=slide_path,
+        drawn=drawn_files,
     output:
         tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
         tissue=RESULTS / "tissue" / "{slide}.geojson",
@@ -36,6 +37,7 @@ rule tile:
     params:
         version=STAGE_VERSIONS["tile"],
         fingerprint=slide_print,
+        drawn=drawn_digest,
         flags=flags("tile"),
     shell:
         "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
