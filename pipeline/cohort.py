@@ -13,15 +13,10 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, companions
 
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi"}
-)
-"""Single-file formats, and the file that stands for a multi-file one, that OpenSlide 4 opens."""
-
-DICOM_SUFFIX = ".dcm"
 _NO_WARNING = frozenset({".gitkeep", ".ds_store", "thumbs.db", "desktop.ini"})
-_NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson"})
+_NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson", ".full"})
 _COLUMNS = ("slide_id", "patient_id", "site", "label")
 
 
@@ -86,7 +81,7 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Find the slides below `folder`.
 
     A slide's id is its path below `folder` without the extension, `/` written as `__`. A folder that holds `.dcm` files
-    is one slide; the folder beside a `.mrxs` file belongs to it.
+    is one slide; the folder beside a `.mrxs` file, and the files that a `.vms` or `.vmu` file names, belong to it.
 
     Returns
     -------
@@ -101,6 +96,8 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
     warnings: list[str] = []
     for path in _slide_paths(folder, warnings):
+        if path == folder:
+            raise ConfigError(f"{folder} itself holds .dcm files; put each DICOM series into a folder of its own there")
         relative = path.relative_to(folder)
         name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
         slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
@@ -121,20 +118,31 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
+    belonging = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
+    for entry in entries:
+        if entry.suffix.lower() in {".vms", ".vmu"} and entry.is_file():
+            belonging.update(companions(entry))
     if any(_is_dicom(entry) for entry in entries):
         yield folder
         entries = [entry for entry in entries if entry.is_dir()]
     for entry in entries:
         hidden = entry.name.startswith(".")
+        if entry in belonging:
+            continue
         if entry.is_dir():
-            if not hidden and entry not in companions:
+            if not hidden:
                 yield from _slide_paths(entry, warnings)
         elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
             yield entry
-        elif entry.name.lower() not in _NO_WARNING and entry.suffix.lower() not in _NO_WARNING_SUFFIXES:
+        elif not _is_expected(entry):
             why = "hidden" if hidden else f"'{entry.suffix or entry.name}' is no slide extension"
             warnings.append(f"{entry} is ignored: {why}.")
+
+
+def _is_expected(entry: Path) -> bool:
+    """Tell files that nobody means as a slide, with those beside a Trestle slide (`.Full`, `.tif-b`)."""
+    suffix = entry.suffix.lower()
+    return entry.name.lower() in _NO_WARNING or suffix in _NO_WARNING_SUFFIXES or suffix.startswith(".tif-")
 
 
 def _is_dicom(entry: Path) -> bool:

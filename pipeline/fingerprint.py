@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.formats import companions
+
 PIECE = 64 * 1024
 """Bytes read at the head, the middle and the tail of a file: headers, pixel data and (in TIFF) late directories."""
 
@@ -15,9 +17,9 @@ def fingerprint(path: Path) -> str:
     """Give a hex digest that changes when a slide is replaced by another one.
 
     A file counts with its size and 64 KiB of its head, middle and tail (a small one with all of it). Its name and times
-    do not count, so that a slide that was moved or copied keeps its fingerprint. The folder beside a slide that keeps
-    its pixels there (MRXS: `a/` beside `a.mrxs`) counts with its files' names and sizes. A slide that is a folder
-    (DICOM) counts with the names and contents of the files in it.
+    do not count, so that a slide that was moved or copied keeps its fingerprint. Files beside it that hold its pixels
+    (MRXS: those in `a/` beside `a.mrxs`; VMS, VMU: those that the index names) count with their names and sizes. A
+    slide that is a folder (DICOM) counts with the names and contents of the files in it.
 
     Parameters
     ----------
@@ -36,10 +38,9 @@ def fingerprint(path: Path) -> str:
             _add_file(digest, file)
         return digest.hexdigest()
     _add_file(digest, path)
-    companion = path.with_suffix("")
-    if companion != path and companion.is_dir():
-        for file in _files(companion):
-            digest.update(_name(file, companion) + file.stat().st_size.to_bytes(8, "little"))
+    folder = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path.parent
+    for file in companions(path):
+        digest.update(_name(file, folder) + file.stat().st_size.to_bytes(8, "little"))
     return digest.hexdigest()
 
 

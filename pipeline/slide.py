@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
-from pipeline.intake import COPY_AGAIN, check_pixel_layout, explain_refusal, first_bytes
+from pipeline.intake import COPY_AGAIN, check_dicom_series, check_pixel_layout, explain_refusal, first_bytes
 from pipeline.reader import choose_source
 from pipeline.regions import Batch, PatchSource, read_rgb
 from pipeline.scale import Scale, objective_power, resolve_scale
@@ -325,6 +325,7 @@ def _open_handle(path: Path) -> tuple[Path, openslide.OpenSlide]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".dcm")
     if not files:
         raise SlideError("the folder holds no .dcm file", remedy="put all files of the DICOM series into it")
+    check_dicom_series(files)
     refusal: SlideError | None = None
     for file in files:
         # a label or overview of its own series may come first

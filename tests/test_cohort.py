@@ -5,6 +5,7 @@ import pytest
 
 from pipeline import cohort
 from pipeline.errors import ConfigError
+from pipeline.fingerprint import fingerprint
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -46,6 +47,35 @@ def test_a_mirax_folder_and_a_dicom_folder_are_one_slide_each(tmp_path: Path) ->
     slides, warnings = cohort.discover(tmp_path)
     assert slides == {"d": tmp_path / "d", "m": tmp_path / "m.mrxs"}
     assert warnings == []
+
+
+@pytest.mark.parametrize("suffix", [".vms", ".VMU"])
+def test_the_files_that_a_hamamatsu_index_names_belong_to_it(tmp_path: Path, suffix: str) -> None:
+    touch(tmp_path, "a-0.jpg", "a-1.jpg", "a-map.jpg", "a.opt", "other.jpg")
+    index = tmp_path / f"a{suffix}"
+    index.write_text(
+        "[Virtual Microscope Specimen]\r\nImageFile=a-0.jpg\r\nImageFile(1,0)=a-1.jpg\r\n"
+        "MapFile=a-map.jpg\r\nOptimisationFile=a.opt\r\nNoLayers=1\r\n"
+    )
+    slides, warnings = cohort.discover(tmp_path)
+    assert slides == {"a": index}
+    assert [warning for warning in warnings if "other.jpg" not in warning] == []
+    before = fingerprint(index)
+    (tmp_path / "a-1.jpg").write_bytes(b"xx")
+    changed = fingerprint(index)
+    (tmp_path / "other.jpg").write_bytes(b"xx")
+    assert before != changed == fingerprint(index)
+
+
+def test_what_lies_beside_a_trestle_slide_is_not_worth_a_word(tmp_path: Path) -> None:
+    slides, warnings = cohort.discover(touch(tmp_path, "a.tif", "a.tif-b", "a.Full"))
+    assert list(slides) == ["a"]
+    assert warnings == []
+
+
+def test_a_dicom_series_needs_a_folder_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"itself holds \.dcm files; put each DICOM series into a folder"):
+        cohort.discover(touch(tmp_path, "1.dcm"))
 
 
 @pytest.mark.parametrize("names", [("a.svs", "a.tif"), ("x/y.svs", "x__y.svs")])
@@ -158,3 +188,33 @@ def test_a_skipped_slide_is_left_out(tmp_path: Path) -> None:
 def test_a_bad_override_is_named(tmp_path: Path, row: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         loaded(tmp_path, GOOD, overrides=f"slide_id,mpp,skip\n{row}\n")
+
+
+def test_drawings_are_found_by_slide_and_strangers_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "raw", *(f"{name}.svs" for name in "abcd"))
+    touch(tmp_path / "tissue", "a.geojson", "gone.geojson", "a.txt")
+    touch(tmp_path / "roi", "a.geojson", "b.geojson")
+    found = cohort.load(
+        tmp_path / "raw",
+        labels=labels_file(tmp_path, GOOD),
+        overrides=tmp_path / "overrides.csv",
+        target="label",
+        folds=2,
+        tissue=tmp_path / "tissue",
+        roi=tmp_path / "roi",
+    )
+    assert found.drawn == {
+        "a": cohort.Drawn(tmp_path / "tissue" / "a.geojson", tmp_path / "roi" / "a.geojson"),
+        "b": cohort.Drawn(None, tmp_path / "roi" / "b.geojson"),
+    }
+    assert [warning for warning in found.warnings if "no slide is called 'gone'" in warning]
+    before = cohort.drawn_digest(found.drawn["a"])
+    (tmp_path / "roi" / "a.geojson").write_bytes(b"y")
+    assert cohort.drawn_digest(found.drawn["a"]) != before
+    assert cohort.drawn_digest(None) == ""
+
+
+def test_a_skipped_slide_keeps_its_note(tmp_path: Path) -> None:
+    found = loaded(tmp_path, GOOD, overrides="slide_id,skip,note\ne,true,smeared\nabsent,true,\n")
+    assert found.skipped["e"].note == "smeared"
+    assert [warning for warning in found.warnings if "overrides.csv names 1 slide(s) that are not in" in warning]

@@ -326,3 +326,18 @@ def test_the_fingerprint_is_the_files(shared_data: Path) -> None:
     with open_slide(shared_data / "slides" / "dicom" / "sm_image") as folder:
         assert len(folder.fingerprint) == 32
         assert (folder.vendor, folder.width) == ("dicom", 50)
+
+
+def test_a_dicom_folder_of_two_series_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    for source in ("sm_image", "multi_frame_jpeg_camelyon_challenge_image"):
+        for file in (shared_data / "slides" / "dicom" / source).glob("*.dcm"):
+            (tmp_path / f"{source}-{file.name}").write_bytes(file.read_bytes())
+    with pytest.raises(SlideError, match="the folder holds 2 DICOM series"):
+        open_slide(tmp_path)
+
+
+def test_a_hamamatsu_index_without_its_images_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.vms"
+    path.write_text("[Virtual Microscope Specimen]\nNoLayers=1\nImageFile=a-0.jpg\n")
+    with pytest.raises(SlideError, match="image files that it names are missing"):
+        open_slide(path, mpp=0.5)
