@@ -1,4 +1,4 @@
-"""What lies in the slides folder and in the tables beside it: slide ids, labels, overrides.
+"""What the user gave: the slides, and the tables and drawings beside them.
 
 Only the standard library is imported here, because the workflow reads the cohort each time it plans.
 """
@@ -8,15 +8,13 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from pipeline.discovery import discover
 from pipeline.errors import ConfigError
-from pipeline.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, companions
 
-_NO_WARNING = frozenset({".gitkeep", ".ds_store", "thumbs.db", "desktop.ini"})
-_NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson", ".full"})
 _COLUMNS = ("slide_id", "patient_id", "site", "label")
 
 
@@ -66,6 +64,8 @@ class Cohort:
         The labels that occur, sorted; the order of every probability column.
     warnings
         One sentence each: files that were ignored, labels without a slide.
+    problem
+        Why the labels cannot be cross-validated; empty if they can.
     """
 
     slides: dict[str, Path]
@@ -75,78 +75,7 @@ class Cohort:
     warnings: tuple[str, ...] = ()
     skipped: dict[str, Override] = field(default_factory=dict)
     drawn: dict[str, Drawn] = field(default_factory=dict)
-
-
-def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Find the slides below `folder`.
-
-    A slide's id is its path below `folder` without the extension, `/` written as `__`. A folder that holds `.dcm` files
-    is one slide; the folder beside a `.mrxs` file, and the files that a `.vms` or `.vmu` file names, belong to it.
-
-    Returns
-    -------
-    Paths by id, sorted by id, and a warning for each file that was ignored though it might be meant as a slide.
-
-    Raises
-    ------
-    ConfigError
-        If the folder is missing or holds no slide, if two slides have one id, or if a name has a brace or a control
-        character (a brace marks a wildcard in the workflow).
-    """
-    found: dict[str, Path] = {}
-    warnings: list[str] = []
-    for path in _slide_paths(folder, warnings):
-        if path == folder:
-            raise ConfigError(f"{folder} itself holds .dcm files; put each DICOM series into a folder of its own there")
-        relative = path.relative_to(folder)
-        name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
-        slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
-        if any(letter in "{}" or ord(letter) < 32 for letter in slide_id):
-            raise ConfigError(f"{path}: a slide's name cannot hold braces or control characters; rename it")
-        if slide_id in found:
-            raise ConfigError(
-                f"{found[slide_id]} and {path} have the same slide id '{slide_id}'; rename or remove one of them"
-            )
-        found[slide_id] = path
-    if not found:
-        raise ConfigError(
-            f"no slides in {folder}; put whole-slide images (.svs, .ndpi, .mrxs, .tiff and others) there"
-            " and their labels in the labels file"
-        )
-    return dict(sorted(found.items())), warnings
-
-
-def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    belonging = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
-    for entry in entries:
-        if entry.suffix.lower() in {".vms", ".vmu"} and entry.is_file():
-            belonging.update(companions(entry))
-    if any(_is_dicom(entry) for entry in entries):
-        yield folder
-        entries = [entry for entry in entries if entry.is_dir()]
-    for entry in entries:
-        hidden = entry.name.startswith(".")
-        if entry in belonging:
-            continue
-        if entry.is_dir():
-            if not hidden:
-                yield from _slide_paths(entry, warnings)
-        elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
-            yield entry
-        elif not _is_expected(entry):
-            why = "hidden" if hidden else f"'{entry.suffix or entry.name}' is no slide extension"
-            warnings.append(f"{entry} is ignored: {why}.")
-
-
-def _is_expected(entry: Path) -> bool:
-    """Tell files that nobody means as a slide, with those beside a Trestle slide (`.Full`, `.tif-b`)."""
-    suffix = entry.suffix.lower()
-    return entry.name.lower() in _NO_WARNING or suffix in _NO_WARNING_SUFFIXES or suffix.startswith(".tif-")
-
-
-def _is_dicom(entry: Path) -> bool:
-    return entry.suffix.lower() == DICOM_SUFFIX and not entry.name.startswith(".") and entry.is_file()
+    problem: str = ""
 
 
 def read_labels(path: Path, *, target: str) -> dict[str, Label]:
@@ -287,7 +216,7 @@ def load(
     tissue, roi
         Folders of drawn tissue and regions; they may be missing.
     must_train
-        Whether labels that cannot be cross-validated are an error.
+        Whether labels that cannot be cross-validated are an error, and not only a `problem`.
 
     Raises
     ------
@@ -299,8 +228,13 @@ def load(
     known = read_overrides(overrides)
     slides = {name: path for name, path in found.items() if not known.get(name, Override()).skip}
     present = {name: given[name] for name in slides if name in given and given[name].label}
-    if must_train:
+    problem = ""
+    try:
         check_labels(present, given, slides=slides, path=labels, folds=folds)
+    except ConfigError as error:
+        if must_train:
+            raise
+        problem = str(error)
     drawn = {kind: _find_drawn(place, found, warnings) for kind, place in (("tissue", tissue), ("roi", roi))}
     for table, names in ((labels, given), (overrides, known)):
         absent = [name for name in names if name not in found]
@@ -318,6 +252,7 @@ def load(
         },
         classes=tuple(sorted({label.label for label in present.values()})),
         warnings=tuple(warnings),
+        problem=problem,
     )
 
 
@@ -394,7 +329,7 @@ def digest(values: object) -> str:
 
 
 def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
-    """Give a digest of everything the check shows: slides, their content, labels, overrides, drawings, warnings."""
+    """Give a digest of everything the check shows: slides, their content, labels, overrides, drawings."""
     rows = [
         (
             *(slide, str(path), fingerprints[slide]),
@@ -403,7 +338,8 @@ def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
         )
         for slide, path in cohort.slides.items()
     ]
-    return digest([rows, cohort.warnings, {slide: _plain(override) for slide, override in cohort.skipped.items()}])
+    # warnings do not count: a label for a slide that is not there yet must not run anything
+    return digest([rows, {slide: _plain(override) for slide, override in cohort.skipped.items()}])
 
 
 def drawn_digest(drawn: Drawn | None) -> str:

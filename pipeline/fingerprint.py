@@ -12,6 +12,8 @@ PIECE = 64 * 1024
 WHOLE = 8 * 1024 * 1024
 """Files up to this size are read whole (10 ms): among small files, a repaired copy often differs by one tile only."""
 
+UNREADABLE = "unreadable"
+
 
 def fingerprint(path: Path) -> str:
     """Give a hex digest that changes when a slide is replaced by another one.
@@ -26,11 +28,22 @@ def fingerprint(path: Path) -> str:
     path
         The slide: a file, or a folder of DICOM files.
 
+    Returns
+    -------
+    Hex digits; `UNREADABLE` where permissions forbid to read it, so that one such slide does not stop the others.
+
     Raises
     ------
     OSError
-        If a file is missing or cannot be read.
+        If a file is missing.
     """
+    try:
+        return _fingerprint(path)
+    except PermissionError:
+        return UNREADABLE
+
+
+def _fingerprint(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if path.is_dir():
         for file in _files(path):

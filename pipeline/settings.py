@@ -213,6 +213,9 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None, d
             values = {
                 **_cohort(settings),
                 **scale,
+                **{key: paths[key] for key in ("tissue", "roi")},
+                **{key: settings["tiling"][key] for key in ("patch_px", "overlap")},
+                "target_mpp": settings["tiling"]["mpp"],
                 "encoder": encoder["name"],
                 "weights": encoder["weights"],
                 "weights_folder": paths["weights"],
