@@ -12,10 +12,10 @@ SCHEMA_VERSION = 1
 STAGE_VERSIONS: dict[str, int] = {
     "check": 2,
     "tile": 2,
-    "embed": 1,
+    "embed": 2,
     "split": 1,
     "train": 1,
     "predict": 1,
     "heatmap": 2,
-    "report": 1,
+    "report": 2,
 }

@@ -168,10 +168,48 @@ def test_the_deepest_level_that_is_fine_enough_is_read_by_the_exact_ratio(
     assert plan.patch_level0_px == pytest.approx(plan.realised_mpp * 224 / 0.5)
 
 
-def test_a_level_rounded_to_whole_pixels_counts_as_fine_enough(shared_data: Path) -> None:
-    with open_slide(shared_data / "awkward" / "pyramid_aperio.svs") as slide:
-        assert slide.level_downsamples[1] > 2
-        assert read_plan(slide, patch_px=224, mpp=0.998).level == 1
+def test_a_level_rounded_to_whole_pixels_counts_as_fine_enough(tmp_path: Path) -> None:
+    """Also where its downsample is so far from whole pixels of any finer level that it is read itself."""
+    with open_slide(write_svs(tmp_path / "a.svs", tissue_like(1500, 1500), factors=(8,))) as slide:
+        assert slide.level_downsamples[1] == pytest.approx(1500 / 187)
+        assert read_plan(slide, patch_px=64, mpp=4.0).level == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp", "level", "read_px"),
+    [
+        ("pyramid_aperio.svs", 0.998, 0, 448),
+        ("pyramid_generic.tif", 0.998, 0, 448),
+        ("odd_1_3_10.tif", 1.497, 1, 224),
+        ("odd_1_3_10.tif", 4.99, 1, 747),
+        ("gap_1_32.tif", 15.968, 1, 224),
+        ("gap_1_32.tif", 2.0, 0, 898),
+        ("single_level.tif", 2.0, 0, 898),
+    ],
+)
+def test_a_level_on_whole_pixels_is_preferred_unless_it_is_far_finer(
+    shared_data: Path, name: str, mpp: float, level: int, read_px: int
+) -> None:
+    with open_slide(shared_data / "awkward" / name) as slide:
+        plan = read_plan(slide, patch_px=224, mpp=mpp)
+        assert (plan.level, plan.read_px) == (level, read_px)
+        assert plan.realised_mpp == pytest.approx(mpp, rel=0.011)
+
+
+def test_the_plan_does_not_depend_on_how_the_slide_is_read(tmp_path: Path) -> None:
+    """Two slides of one shape, one of which only OpenSlide can read."""
+    image = tissue_like(1001, 1001)
+    plans, names = [], []
+    for title, compression in (("a", "jpeg"), ("b", "adobe_deflate")):
+        path = tmp_path / f"{title}.svs"
+        write_svs(path, image, factors=(4,), compression=compression)
+        with open_slide(path) as slide:
+            plans.append(read_plan(slide, patch_px=64, mpp=2.0))
+            list(slide.patches(np.zeros((1, 2), np.int32), patch_px=64, mpp=2.0, threads=1))
+            names.append(slide.patch_source_name)
+    assert plans[0] == plans[1]
+    assert (plans[0].level, plans[0].read_px) == (0, 256)
+    assert names == ["direct", "openslide"]
 
 
 def test_a_slide_is_never_enlarged(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
