@@ -97,7 +97,7 @@ def slide_with_tissue(
 
 
 def write_scn(path: Path, pixels: NDArray[np.uint8], *, origin: tuple[int, int], canvas: tuple[int, int]) -> Path:
-    """Write a Leica SCN slide of 0.5 um per pixel whose scanned area starts at `origin` of a larger canvas (width, height).
+    """Write a Leica SCN slide of 0.5 um per pixel, scanned from `origin` on of a larger canvas (width, height).
 
     OpenSlide states its bounds and shows the canvas around it as transparent.
     """
@@ -113,12 +113,22 @@ def write_scn(path: Path, pixels: NDArray[np.uint8], *, origin: tuple[int, int],
       <illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"""
     parts = [
         image.format(
-            **{"ifd": 0, "width": macro.shape[1], "height": macro.shape[0], "x": 0, "y": 0},
-            **{"view_width": canvas[0] * nm, "view_height": canvas[1] * nm},
+            ifd=0,
+            width=macro.shape[1],
+            height=macro.shape[0],
+            x=0,
+            y=0,
+            view_width=canvas[0] * nm,
+            view_height=canvas[1] * nm,
         ),
         image.format(
-            **{"ifd": 1, "width": width, "height": height, "x": origin[0] * nm, "y": origin[1] * nm},
-            **{"view_width": width * nm, "view_height": height * nm},
+            ifd=1,
+            width=width,
+            height=height,
+            x=origin[0] * nm,
+            y=origin[1] * nm,
+            view_width=width * nm,
+            view_height=height * nm,
         ),
     ]
     description = (

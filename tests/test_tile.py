@@ -18,7 +18,7 @@ from pipeline.quality import QualityOptions
 from pipeline.slide import open_slide
 from pipeline.tile import run
 from pipeline.tissue import TissueOptions
-from tests.slides import slide_with_tissue, write_svs
+from tests.slides import slide_with_tissue, write_scn, write_svs
 
 SETTINGS: dict[str, Any] = {
     "patch_px": 64,
@@ -288,3 +288,23 @@ def test_tiles_on_pen_are_left_out(tmp_path: Path) -> None:
     assert strict.attributes["excluded"]["pen"] >= 10
     assert len(lax.arrays["coords"]) > len(strict.arrays["coords"])
     assert strict.arrays["pen"].max() <= 0.1 < lax.arrays["pen"].max()
+
+
+def test_a_slide_with_bounds_is_tiled_inside_them_and_outlined_in_qupaths_frame(tmp_path: Path) -> None:
+    path = write_scn(
+        tmp_path / "a.scn", slide_with_tissue(1000, 1600, box=TISSUE_BOX), origin=(640, 320), canvas=(3200, 2400)
+    )
+    artefact = tile(path, tmp_path)
+    assert (artefact.attributes["vendor"], artefact.attributes["bounds"]) == ("leica", [640, 320, 1600, 1000])
+    coords = artefact.arrays["coords"]
+    assert (coords >= (640 + 256 - 32, 320 + 128 - 32)).all()
+    assert (coords + 64 <= (640 + 256 + 1024 + 32, 320 + 128 + 512 + 32)).all()
+    assert ((coords - (640, 320)) % 64 == 0).all()
+    outline = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))
+    corners = np.array(outline["features"][0]["geometry"]["coordinates"][0])
+    x, y, width, height = TISSUE_BOX
+    np.testing.assert_allclose(corners.min(axis=0), (x, y), atol=24)
+    np.testing.assert_allclose(corners.max(axis=0), (x + width, y + height), atol=24)
+    # what was written can be drawn again as it is
+    again = tile(path, tmp_path / "again", drawn=Drawn(tissue=tmp_path / "a.geojson"))
+    np.testing.assert_array_equal(again.arrays["coords"], coords)
