@@ -1,7 +1,7 @@
 """Pixels straight from a TIFF slide's tiles: the same as OpenSlide's, at several times its speed.
 
 OpenSlide spends its time compositing. Here each JPEG or JPEG 2000 tile is decoded once, by a pool of threads, and
-copied straight into the patches it lies on. `choose_source` takes this way only where the pixels are certain to be
+copied straight into the patches it lies on. `SourceChooser` takes this way only where the pixels are certain to be
 OpenSlide's, and compares some with OpenSlide's own first; see docs/adr/0002-direct-reader.md.
 """
 
@@ -147,47 +147,70 @@ class DirectPatches:
         state.check(self.file)
 
 
-def choose_source(
-    file: Path,
-    *,
-    vendor: str,
-    level_dimensions: tuple[tuple[int, int], ...],
-    level: int,
-    downsample: float,
-    coords: NDArray[np.int32],
-    read_px: int,
-) -> PatchSource:
-    """Choose how to read patches: directly if the pixels are certain to be OpenSlide's, else through OpenSlide.
+class SourceChooser:
+    """Chooses how to read patches of one slide: directly if the pixels are certain to be OpenSlide's, else through it.
+
+    What was found out about a level is kept, and so is what was said of it in the log.
 
     Parameters
     ----------
     file
         A slide that OpenSlide opened.
-    vendor, level_dimensions
-        Its format and the (width, height) of its levels, as OpenSlide found them.
-    level, downsample
-        The level to read, and its level-0 px per pixel.
-    coords, read_px
-        The patches' corners, shape (N, 2), level-0 px, and their edge in the level's pixels.
+    vendor, level_dimensions, level_downsamples
+        Its format, and the (width, height) and level-0 px per pixel of its levels, as OpenSlide found them.
     """
-    try:
-        grid = read_grid(file, vendor=vendor, level=level, level_dimensions=level_dimensions)
-        level_corners(coords, downsample)
-    except NotDirectError as reason:
-        LOG.info("%s: level %d is read through OpenSlide: %s", file.name, level, reason)
-        return OpenSlidePatches(file)
-    source = DirectPatches(file, grid, downsample)
-    different = compare(source, level=level, coords=coords, edge_px=min(read_px, CHECKED_PX))
-    if different:
-        LOG.warning(
-            "%s: level %d is read through OpenSlide: %d compared regions differ, the first at x %d, y %d",
-            file.name,
-            level,
-            len(different),
-            *different[0],
-        )
-        return OpenSlidePatches(file)
-    return source
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        vendor: str,
+        level_dimensions: tuple[tuple[int, int], ...],
+        level_downsamples: tuple[float, ...],
+    ) -> None:
+        self._file, self._vendor = file, vendor
+        self._dimensions, self._downsamples = level_dimensions, level_downsamples
+        self._direct: dict[int, DirectPatches | None] = {}
+
+    def choose(self, coords: NDArray[np.int32], *, level: int, read_px: int) -> PatchSource:
+        """Choose for some patches.
+
+        Parameters
+        ----------
+        coords
+            The patches' corners, shape (N, 2), level-0 px.
+        level, read_px
+            The level to read, and the patches' edge in its pixels.
+        """
+        try:
+            level_corners(coords, self._downsamples[level])
+        except NotDirectError as reason:
+            LOG.info("%s: patches of level %d are read through OpenSlide: %s", self._file.name, level, reason)
+            return OpenSlidePatches(self._file)
+        if level not in self._direct:
+            self._direct[level] = self._try(coords, level=level, read_px=read_px)
+        return self._direct[level] or OpenSlidePatches(self._file)
+
+    def _try(self, coords: NDArray[np.int32], *, level: int, read_px: int) -> DirectPatches | None:
+        """Give the level's direct source, or None and a line in the log."""
+        name = self._file.name
+        try:
+            grid = read_grid(self._file, vendor=self._vendor, level=level, level_dimensions=self._dimensions)
+        except NotDirectError as reason:
+            LOG.info("%s: level %d is read through OpenSlide: %s", name, level, reason)
+            return None
+        source = DirectPatches(self._file, grid, self._downsamples[level])
+        different = compare(source, level=level, coords=coords, edge_px=min(read_px, CHECKED_PX))
+        if different:
+            LOG.warning(
+                "%s: level %d is read through OpenSlide: %d compared regions differ, the first at x %d, y %d",
+                name,
+                level,
+                len(different),
+                *different[0],
+            )
+            return None
+        return source
 
 
 def level_corners(coords: NDArray[np.int32], downsample: float) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
 from pipeline.intake import COPY_AGAIN, check_dicom_series, check_pixel_layout, explain_refusal, first_bytes
-from pipeline.reader import choose_source
+from pipeline.reader import SourceChooser
 from pipeline.regions import Batch, PatchSource, read_rgb
 from pipeline.scale import Scale, objective_power, resolve_scale
 from pipeline.tiff_tiles import DIRECT_VENDORS
@@ -100,6 +100,12 @@ class Slide:
         self.objective = objective_power(handle.properties)
         self.bounds = _bounds(handle)
         self.patch_source_name = ""
+        self._sources = SourceChooser(
+            file,
+            vendor=self.vendor,
+            level_dimensions=self.level_dimensions,
+            level_downsamples=self.level_downsamples,
+        )
         self._file = file
         self._handle = handle
 
@@ -246,15 +252,7 @@ class Slide:
         return max(fine_enough, default=0)
 
     def _patch_source(self, coords: NDArray[np.int32], plan: ReadPlan) -> PatchSource:
-        source = choose_source(
-            self._file,
-            vendor=self.vendor,
-            level_dimensions=self.level_dimensions,
-            level=plan.level,
-            downsample=self.level_downsamples[plan.level],
-            coords=coords,
-            read_px=plan.read_px,
-        )
+        source = self._sources.choose(coords, level=plan.level, read_px=plan.read_px)
         self.patch_source_name = source.name
         return source
 

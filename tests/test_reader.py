@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import SlideError
-from pipeline.reader import DirectPatches, choose_source
+from pipeline.reader import DirectPatches, SourceChooser, compare
 from pipeline.regions import OpenSlidePatches, PatchSource
 from pipeline.slide import Slide, open_slide
 from pipeline.tiff_tiles import NotDirectError, read_grid
@@ -46,15 +46,13 @@ SHARED = {
 
 
 def source_of(slide: Slide, *, level: int, coords: NDArray[np.int32], read_px: int = 64) -> PatchSource:
-    return choose_source(
+    chooser = SourceChooser(
         slide._file,
         vendor=slide.vendor,
         level_dimensions=slide.level_dimensions,
-        level=level,
-        downsample=slide.level_downsamples[level],
-        coords=coords,
-        read_px=read_px,
+        level_downsamples=slide.level_downsamples,
     )
+    return chooser.choose(coords, level=level, read_px=read_px)
 
 
 def all_patches(
@@ -251,6 +249,21 @@ def test_a_slide_whose_pixels_differ_is_read_through_openslide(
         with caplog.at_level(logging.WARNING):
             assert source_of(slide, level=0, coords=coords).name == "openslide"
     assert "5 compared regions differ" in caplog.text
+
+
+def test_a_slide_is_compared_with_openslide_once_a_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_svs(tmp_path / "a.svs", tissue_like(600, 600), factors=(2,))
+    compared: list[int] = []
+
+    def count(source: DirectPatches, *, level: int, coords: NDArray[np.int32], edge_px: int) -> list[tuple[int, int]]:
+        compared.append(level)
+        return compare(source, level=level, coords=coords, edge_px=edge_px)
+
+    monkeypatch.setattr("pipeline.reader.compare", count)
+    with open_slide(path) as slide:
+        for mpp in (0.5, 0.5, 1.0, 1.0, 0.5):
+            list(slide.patches(np.zeros((2, 2), np.int32), patch_px=64, mpp=mpp, threads=1))
+    assert compared == [0, 1]
 
 
 def test_what_a_jpeg_tile_says_of_its_colours_does_not_count(tmp_path: Path) -> None:
