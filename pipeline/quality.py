@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.tissue import mean
+
 FOLD_DENSITY_RATIO, FOLD_EDGE_RATIO = 2.4, 1.5
 """Mean optical density in the heart and at the edge of a fold, over the median of the slide's tissue: where tissue lies
 double, light is absorbed twice."""
@@ -65,14 +67,16 @@ def find_folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], *, mpp: 
     """
     if not tissue.any():
         return np.zeros_like(tissue)
-    smooth = cv2.GaussianBlur(density, (0, 0), max(0.5, FOLD_SMOOTHING_UM / mpp))
-    mean = smooth.mean(axis=2)
-    light = np.power(10.0, -smooth)
-    intensity = light.mean(axis=2)
-    excess = 1 - light.min(axis=2) / np.maximum(intensity, 1e-3) - intensity
-    usual = float(np.median(mean[tissue]))
-    edge = tissue & (mean > FOLD_EDGE_RATIO * usual) & (excess > FOLD_EDGE_EXCESS)
-    heart = edge & (mean > FOLD_DENSITY_RATIO * usual) & (excess > FOLD_EXCESS)
+    smooth = cv2.GaussianBlur(density, (0, 0), max(0.5, FOLD_SMOOTHING_UM / mpp)).astype(np.float32, copy=False)
+    overall = mean(smooth)
+    usual = float(np.median(overall[tissue]))
+    dense = tissue & (overall > FOLD_EDGE_RATIO * usual)
+    light = np.power(10.0, -smooth[dense])  # a hundredth of the slide: the power is what costs
+    intensity = light.mean(axis=1)
+    excess = np.full(tissue.shape, -1.0)
+    excess[dense] = 1 - light.min(axis=1) / np.maximum(intensity, 1e-3) - intensity
+    edge = dense & (excess > FOLD_EDGE_EXCESS)
+    heart = edge & (overall > FOLD_DENSITY_RATIO * usual) & (excess > FOLD_EXCESS)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(edge.astype(np.uint8), connectivity=8)
     kept = np.zeros(len(stats), np.bool_)
     kept[np.unique(labels[heart])] = True
@@ -135,7 +139,7 @@ def sample_blur(coords: NDArray[np.int32], *, stride_px: float, limit: float, wi
         return blur
     place = np.floor((coords - coords.min(axis=0)) / stride_px + 0.5).astype(np.int64)
     edge = 1
-    while len(np.unique(place // edge, axis=0)) > FOCUS_SAMPLES:
+    while len(np.unique(_cells(place, edge))) > FOCUS_SAMPLES:
         edge *= 2
     measured: dict[int, float] = {}
     pending, budget = _blocks(np.arange(len(coords)), place, edge), 2 * FOCUS_SAMPLES
@@ -159,8 +163,14 @@ def sample_blur(coords: NDArray[np.int32], *, stride_px: float, limit: float, wi
 
 def _blocks(rows: NDArray[np.int64], place: NDArray[np.int64], edge: int) -> list[NDArray[np.int64]]:
     """Divide tiles into square blocks of `edge` by `edge` places, row-major."""
-    _, block = np.unique(place[rows][:, ::-1] // edge, axis=0, return_inverse=True)
-    return [rows[block.ravel() == number] for number in range(block.max() + 1)]
+    _, block = np.unique(_cells(place[rows], edge), return_inverse=True)
+    return [rows[block == number] for number in range(block.max() + 1)]
+
+
+def _cells(place: NDArray[np.int64], edge: int) -> NDArray[np.int64]:
+    """Number the blocks that places lie in, row-major."""
+    block = place // edge
+    return np.asarray(block[:, 1] * (block[:, 0].max() + 1) + block[:, 0])
 
 
 def _middle(block: NDArray[np.int64], place: NDArray[np.int64]) -> int:

@@ -23,6 +23,9 @@ from pipeline.tissue import Overview, TissueOptions, find_pen, find_tissue, look
 
 LOG = logging.getLogger(__name__)
 
+MAX_OVERVIEW_PX = 4_500_000
+"""Most pixels of an overview: with them the stage stays within 2 s and 400 MB, whatever the slide's size."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -149,6 +152,13 @@ def exclude(
     return good, excluded
 
 
+def overview_scale(slide: Slide, mpp: float) -> float:
+    """Give the um per pixel of the overview: `mpp`, doubled until the overview is small enough."""
+    while slide.width * slide.height * (slide.mpp / max(mpp, slide.mpp)) ** 2 > MAX_OVERVIEW_PX:
+        mpp = 2 * max(mpp, slide.mpp)
+    return mpp
+
+
 def run(
     slide_path: Path,
     *,
@@ -193,7 +203,7 @@ def run(
     try:
         with open_slide(slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective) as slide:
             attributes |= _slide_attributes(slide)
-            overview, overview_mpp = slide.thumbnail(tissue_options.mpp)
+            overview, overview_mpp = slide.thumbnail(overview_scale(slide, tissue_options.mpp))
             tiling = tile_slide(
                 slide,
                 overview,

@@ -1,7 +1,8 @@
 """Find tissue on an overview of a bright-field slide."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -39,6 +40,7 @@ DARK_MEDIAN, WHITE_LIGHT, MIN_WHITE_SHARE = 60, 150, 0.05
 of pixels with all channels above the second is below the third: bright-field slides always show some white light."""
 
 Method = Literal["otsu", "fixed"]
+Channel = TypeVar("Channel", np.uint8, np.float32)
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,22 @@ class Overview:
     is_grey: bool
     is_dark: bool
 
+    @cached_property
+    def pen_coloured(self) -> NDArray[np.bool_]:
+        """Where the colours are of pen, shape (H, W); nowhere on a greyscale slide. See `find_pen`."""
+        if self.is_grey:
+            return np.zeros_like(self.scanned)
+        red, green, blue = (self.density[..., channel] for channel in range(3))
+        overall = mean(self.density)
+        blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
+        black = (overall > 0.5) & (largest(self.density) - smallest(self.density) < 0.15 * overall)
+        red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
+        return _drop_small((blue_or_green | black | red_ink) & self.scanned, 4)
+
 
 def look_at(thumbnail: NDArray[np.uint8]) -> Overview:
     """Measure an overview, RGB, shape (H, W, 3)."""
-    brightest, darkest = thumbnail.max(axis=2), thumbnail.min(axis=2)
+    brightest, darkest = largest(thumbnail), smallest(thumbnail)
     padding = (brightest <= PADDING_BLACK) | (darkest >= PADDING_WHITE)
     return Overview(
         density=_optical_density(thumbnail, _glass(thumbnail, brightest, darkest, padding)),
@@ -133,13 +147,28 @@ def find_tissue(thumbnail: NDArray[np.uint8] | Overview, *, mpp: float, options:
             remedy="leave it out: only bright-field slides (H&E, IHC) can be used",
         )
     density = overview.density
-    feature = density.mean(axis=2) if overview.is_grey else density.max(axis=2) - density.min(axis=2)
+    feature = mean(density) if overview.is_grey else largest(density) - smallest(density)
     found = _stained(feature, overview.scanned, is_grey=overview.is_grey, mpp=mpp, options=options)
     if options.exclude_pen:
         found &= ~find_pen(overview, found)
     found = _close(found, CLOSING_UM / mpp) & overview.scanned
     found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
     return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
+
+
+def largest(channels: NDArray[Channel]) -> NDArray[Channel]:
+    """Give the largest of three channels, (H, W, 3) to (H, W): ten times faster than along NumPy's last axis."""
+    return np.maximum(np.maximum(channels[..., 0], channels[..., 1]), channels[..., 2])
+
+
+def smallest(channels: NDArray[Channel]) -> NDArray[Channel]:
+    """Give the smallest of three channels, (H, W, 3) to (H, W)."""
+    return np.minimum(np.minimum(channels[..., 0], channels[..., 1]), channels[..., 2])
+
+
+def mean(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the mean of three channels, (H, W, 3) to (H, W)."""
+    return cv2.transform(channels, np.full((1, 3), 1 / 3)).astype(np.float32, copy=False)
 
 
 def _is_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> bool:
@@ -173,7 +202,7 @@ def _optical_density(thumbnail: NDArray[np.uint8], glass: NDArray[np.float64]) -
     """Give -log10(I / glass), shape (H, W, 3), 0 where brighter than glass; grey level 0 counts as 1."""
     levels = np.maximum(np.arange(256), 1)[:, None]
     table = np.maximum(-np.log10(levels / glass), 0).astype(np.float32)
-    return np.stack([table[thumbnail[..., channel], channel] for channel in range(3)], axis=-1)
+    return cv2.LUT(thumbnail, table[None]).astype(np.float32, copy=False)
 
 
 def _stained(
@@ -206,15 +235,7 @@ def find_pen(overview: Overview, tissue: NDArray[np.bool_]) -> NDArray[np.bool_]
     much; red ink absorbs blue about as much as green, and no red at all. Where "pen" is most of `tissue`, shape (H, W),
     it is the stain (trichrome, Giemsa) and no pen.
     """
-    if overview.is_grey:
-        return np.zeros_like(tissue)
-    density = overview.density
-    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
-    mean = density.mean(axis=2)
-    blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
-    black = (mean > 0.5) & (density.max(axis=2) - density.min(axis=2) < 0.15 * mean)
-    red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
-    pen = _drop_small((blue_or_green | black | red_ink) & overview.scanned, 4)
+    pen = overview.pen_coloured
     if np.count_nonzero(pen & tissue) > 0.5 * np.count_nonzero(tissue):
         return np.zeros_like(tissue)
     return _dilate(pen, 2)  # the soft rim of a stroke

@@ -16,7 +16,7 @@ from pipeline.geojson import from_geojson
 from pipeline.grid import place_tiles
 from pipeline.quality import QualityOptions
 from pipeline.slide import open_slide
-from pipeline.tile import run
+from pipeline.tile import overview_scale, run
 from pipeline.tissue import TissueOptions
 from tests.slides import slide_with_tissue, write_scn, write_svs
 
@@ -308,3 +308,11 @@ def test_a_slide_with_bounds_is_tiled_inside_them_and_outlined_in_qupaths_frame(
     # what was written can be drawn again as it is
     again = tile(path, tmp_path / "again", drawn=Drawn(tissue=tmp_path / "a.geojson"))
     np.testing.assert_array_equal(again.arrays["coords"], coords)
+
+
+def test_the_overview_of_a_large_slide_is_bounded(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_slide(slide_path) as slide:
+        assert overview_scale(slide, 8.0) == 8.0
+        monkeypatch.setattr("pipeline.tile.MAX_OVERVIEW_PX", 2000)
+        assert overview_scale(slide, 8.0) == 16.0
+        assert overview_scale(slide, 0.1) == 16.0
