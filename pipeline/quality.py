@@ -168,7 +168,7 @@ def _blocks(rows: NDArray[np.int64], place: NDArray[np.int64], edge: int) -> lis
 
 
 def _cells(place: NDArray[np.int64], edge: int) -> NDArray[np.int64]:
-    """Number the blocks that places lie in, row-major."""
+    """Give the number of the block that each place lies in, row-major."""
     block = place // edge
     return np.asarray(block[:, 1] * (block[:, 0].max() + 1) + block[:, 0])
 
