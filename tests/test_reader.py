@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline import embed, store
 from pipeline.errors import SlideError
+from pipeline.fingerprint import fingerprint
 from pipeline.reader import DirectPatches, SourceChooser, compare
 from pipeline.regions import OpenSlidePatches, PatchSource
 from pipeline.slide import Slide, open_slide
@@ -423,7 +425,7 @@ def test_a_schedule_copies_every_piece_once_in_time_and_within_the_window(
             assert batches.max() < step + window
 
 
-def test_embedding_reports_how_a_slide_was_read(tmp_path: Path) -> None:
+def test_a_slide_says_how_it_is_read(tmp_path: Path) -> None:
     pixels = tissue_like(512, 512)
     with open_slide(write_svs(tmp_path / "a.svs", pixels)) as slide:
         assert slide.patch_source_name == ""
@@ -432,3 +434,33 @@ def test_embedding_reports_how_a_slide_was_read(tmp_path: Path) -> None:
             assert indices.tolist() == [0]
             assert cv2.absdiff(patches[0], pixels[:224, :224]).mean() < 10
         assert slide.patch_source_name == "direct"
+
+
+def test_a_bag_records_how_its_slide_was_read(tmp_path: Path) -> None:
+    path, tiles, bag = write_svs(tmp_path / "a.svs", tissue_like(512, 512)), tmp_path / "t.zip", tmp_path / "b.zip"
+    coords = np.array([[0, 0], [224, 224]], np.int32)
+    attributes = store.stage_attributes(
+        "tile", slide_id="a", fingerprint=fingerprint(path), patch_px=224, target_mpp=0.5
+    )
+    store.write(tiles, {"coords": coords}, attributes)
+    embed.run(
+        path,
+        slide_id="a",
+        tiles=tiles,
+        bag=bag,
+        encoder="texture",
+        weights=None,
+        weights_folder=tmp_path,
+        precision="auto",
+        batch_size=None,
+        max_unreadable=0.0,
+        device="cpu",
+        threads=1,
+        mpp=None,
+        default_mpp=None,
+        mpp_from_objective=False,
+        parameters={},
+    )
+    found = store.read(bag)
+    assert found.attributes["reader"] == "direct"
+    np.testing.assert_array_equal(found.arrays["coords"], coords)
