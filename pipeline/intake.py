@@ -24,6 +24,9 @@ KNOWN_MAGIC: dict[bytes, str] = {
 }
 """First bytes of files that end up in a slide folder by mistake."""
 
+UNSPECIFIED, UNSIGNED = 0, 1
+"""Values of TIFF's tags ExtraSamples and SampleFormat."""
+
 COMPRESSIONS = {
     1: "none",
     5: "LZW",
@@ -114,7 +117,8 @@ def check_pixel_layout(path: Path) -> None:
     Raises
     ------
     SlideError
-        If the first image is rotated or mirrored by its Orientation tag, or has not 8 bits a sample.
+        If the first image is rotated or mirrored by its Orientation tag, has not 8 unsigned bits a sample, or has a
+        second grey channel, or a fourth of no stated meaning, which would be taken for transparency.
     """
     if not first_bytes(path).startswith(TIFF_MAGIC):
         return
@@ -122,7 +126,9 @@ def check_pixel_layout(path: Path) -> None:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             orientation = page.tags.valueof("Orientation", default=1)
-            bits = page.bitspersample
+            bits, sample_format = page.bitspersample, page.sampleformat
+            grey_and_more = page.samplesperpixel == 2
+            unknown = page.samplesperpixel > 3 and UNSPECIFIED in page.extrasamples
     except (tifffile.TiffFileError, ValueError, KeyError, IndexError) as error:
         raise SlideError(f"its TIFF header is damaged ({error})", remedy=COPY_AGAIN) from error
     # 0 is not a legal value and is read as 1 by libtiff
@@ -133,6 +139,13 @@ def check_pixel_layout(path: Path) -> None:
         )
     if bits != 8:
         raise SlideError(f"it has {bits} bits a colour, not 8", remedy=EXPORT_AGAIN)
+    if sample_format not in (None, UNSIGNED):
+        raise SlideError("its samples are signed or floating-point numbers", remedy=EXPORT_AGAIN)
+    if grey_and_more:
+        # libtiff shifts the rows of tiles that the image's edge cuts
+        raise SlideError("it is grey with a second channel, which OpenSlide reads wrong", remedy=EXPORT_AGAIN)
+    if unknown:
+        raise SlideError("it has a fourth channel of no stated meaning", remedy=EXPORT_AGAIN)
 
 
 def check_dicom_series(files: Iterable[Path]) -> None:

@@ -1,7 +1,6 @@
 """Draw a slide's tissue and tiles for people to check at a glance."""
 
 import importlib.util
-import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -189,8 +188,7 @@ def _compose(
     height, width = picture.shape[:2]
     sheet_width = max(width, MIN_WIDTH_PX) + 2 * MARGIN_PX
     text_font, title_font = _font(TEXT_PX), _font(TITLE_PX)
-    columns = (sheet_width - 2 * MARGIN_PX) // (TEXT_PX // 2)
-    lines = [line for note in notes for line in textwrap.wrap(note, columns)]
+    lines = [line for note in notes for line in _wrap(note, text_font, sheet_width - 2 * MARGIN_PX)]
     top = 2 * MARGIN_PX + TITLE_PX
     below = top + height + MARGIN_PX
     row = TEXT_PX + 9
@@ -237,6 +235,18 @@ def _draw_scale_bar(
         draw.line((end, y - 5, end, y + 5), fill=INK, width=2)
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um} µm"
     draw.text((left - 10 - font.getlength(text), y - 8), text, INK, font)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break `text` into lines of at most `width` px; a word that is wider is shortened in its middle."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_fit(word, font, width))
+    return lines
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

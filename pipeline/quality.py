@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from pipeline.tissue import mean
 
-FOLD_DENSITY_RATIO, FOLD_EDGE_RATIO = 2.4, 1.5
+FOLD_DENSITY_RATIO, FOLD_EDGE_RATIO = 2.6, 1.5
 """Mean optical density in the heart and at the edge of a fold, over the median of the slide's tissue: where tissue lies
 double, light is absorbed twice."""
 
-FOLD_EXCESS, FOLD_EDGE_EXCESS = 0.2, -0.1
+FOLD_EXCESS, FOLD_EDGE_EXCESS = 0.25, -0.1
 """Saturation minus intensity there, both in [0, 1]: folds are the darkest and most saturated tissue. After Bautista and
 Yagi, J Pathol Inform 2010;1:25, and, for a strict and a lenient threshold joined by connectivity, Kothari et al., J
 Pathol Inform 2013;4:22. Set where CMU-1-Small-Region (a dark epidermis, no fold) stays free: benchmarks/quality.py."""

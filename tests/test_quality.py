@@ -78,7 +78,7 @@ def test_a_window_that_cannot_be_read_counts_as_good() -> None:
 
 
 def test_tissue_on_itself_is_a_fold_and_even_tissue_is_none() -> None:
-    pixels = np.broadcast_to(np.array([212, 130, 180], np.uint8), (200, 300, 3))
+    pixels = np.broadcast_to(np.array([190, 100, 160], np.uint8), (200, 300, 3))
     density = -np.log10(pixels / 243).astype(np.float32)
     tissue = np.ones((200, 300), np.bool_)
     assert not find_folds(density, tissue, mpp=8).any()

@@ -1,5 +1,6 @@
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -379,3 +380,47 @@ def test_a_hamamatsu_index_without_its_images_is_refused(tmp_path: Path) -> None
     path.write_text("[Virtual Microscope Specimen]\nNoLayers=1\nImageFile=a-0.jpg\n")
     with pytest.raises(SlideError, match="image files that it names are missing"):
         open_slide(path, mpp=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({"photometric": "miniswhite"}, 1),
+        ({"photometric": "rgb", "planarconfig": "separate"}, 3),
+        ({"photometric": "rgb", "predictor": 2}, 3),
+        ({"photometric": "separated"}, 4),
+    ],
+    ids=["white is 0", "planar", "predictor", "CMYK"],
+)
+def test_rare_tiff_layouts_are_read_right(tmp_path: Path, options: dict[str, Any], channels: int) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    grey, zero = rgb[..., 0], np.zeros((300, 300, 1), np.uint8)
+    stored, seen = {
+        1: (grey, np.repeat(255 - grey[..., None], 3, 2)),
+        3: (np.moveaxis(rgb, -1, 0).copy() if "planarconfig" in options else rgb, rgb),
+        4: (np.concatenate([255 - rgb, zero], -1), rgb),
+    }[channels]
+    with open_slide(write_generic(tmp_path / "a.tif", stored, **options)) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, level=0, width=300, height=300), seen)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "options", "words"),
+    [
+        (np.int8, 1, {"photometric": "minisblack"}, "signed or floating-point"),
+        (np.float32, 1, {"photometric": "minisblack"}, "32 bits a colour"),
+        (np.uint8, 4, {"extrasamples": ["unspecified"]}, "fourth channel of no stated meaning"),
+        (
+            np.uint8,
+            2,
+            {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]},
+            "grey with a second channel",
+        ),
+    ],
+)
+def test_pixels_that_would_come_back_wrong_are_refused(
+    tmp_path: Path, dtype: type, channels: int, options: dict[str, Any], words: str
+) -> None:
+    shape = (300, 300) if channels == 1 else (300, 300, channels)
+    with pytest.raises(SlideError, match=words):
+        open_slide(write_generic(tmp_path / "a.tif", np.full(shape, 7, dtype), **options))

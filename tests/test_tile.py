@@ -12,8 +12,10 @@ from PIL import Image
 
 from pipeline import store
 from pipeline.cohort import Drawn
+from pipeline.errors import SlideError
 from pipeline.geojson import from_geojson
 from pipeline.grid import place_tiles
+from pipeline.preview import draw_placeholder
 from pipeline.quality import QualityOptions
 from pipeline.slide import open_slide
 from pipeline.tile import overview_scale, run
@@ -316,3 +318,11 @@ def test_the_overview_of_a_large_slide_is_bounded(slide_path: Path, monkeypatch:
         monkeypatch.setattr("pipeline.tile.MAX_OVERVIEW_PX", 2000)
         assert overview_scale(slide, 8.0) == 16.0
         assert overview_scale(slide, 0.1) == 16.0
+
+
+def test_a_long_sentence_stays_on_the_picture(tmp_path: Path) -> None:
+    words = "WWWW " * 60 + "W" * 300
+    picture = draw_placeholder("case", SlideError(words, remedy="look"))
+    ink = np.asarray((picture < 128).all(axis=2))
+    assert ink.any()
+    assert not ink[:, -10:].any()
