@@ -28,7 +28,7 @@ TIMED_PATCHES = 64
 """Patches that are read, and encoded if the encoder runs on the CPU, to learn how fast that is here."""
 
 GPU_PATCHES_PER_S = 500.0
-"""Assumed of an encoder on a GPU: between a ViT-B (1,500) and a ViT-H (150) at 16 bits on a data-centre GPU of 2022."""
+"""Assumed of an encoder on a GPU, not measured: a round figure for a ViT-L in 16 bits; the forecast says that it is."""
 
 CPU_S_PER_SLIDE = 6.0
 """Start and small work of the jobs of a slide (tile, embed, predict, heatmap), measured on the demo's slides."""

@@ -6,9 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
-from pipeline.quality import FOCUS_SAMPLES, blurred_share, find_folds, sample_blur
+from pipeline.quality import FOCUS_SAMPLES, QualityOptions, blurred_share, find_folds, sample_blur
+from pipeline.tissue import TissueOptions
 from tests.slides import tissue_like
 
 ROOT = Path(__file__).parents[1]
@@ -112,3 +114,9 @@ def test_defocus_of_real_tissue_is_told(shared_data: Path) -> None:
 
 def test_smooth_synthetic_tissue_counts_as_out_of_focus() -> None:
     assert blurred_share(tissue_like(128, 128)) > 0.9
+
+
+def test_the_functions_have_the_defaults_of_the_configuration() -> None:
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    assert QualityOptions(**config["quality"]) == QualityOptions()
+    assert TissueOptions(**config["tissue"]) == TissueOptions()

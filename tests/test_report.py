@@ -337,7 +337,7 @@ def test_the_page_says_for_each_slide_whether_the_prediction_is_right(run: Run) 
 def test_the_same_run_gives_the_same_files(run: Run) -> None:
     first = {path.name: path.read_bytes() for path in run.write().glob("*.*")}
     assert first == {path.name: path.read_bytes() for path in run.write().glob("*.*")}
-    assert set(first) == {"index.html", "predictions.csv", "metrics.json", "quarantine.tsv"}
+    assert set(first) == {"index.html", "predictions.csv", "metrics.json", "quality.tsv", "quarantine.tsv"}
 
 
 def test_summary_says_what_was_done_and_where_to_look(run: Run) -> None:

@@ -326,3 +326,11 @@ def test_a_long_sentence_stays_on_the_picture(tmp_path: Path) -> None:
     ink = np.asarray((picture < 128).all(axis=2))
     assert ink.any()
     assert not ink[:, -10:].any()
+
+
+def test_a_fluorescence_slide_whose_tissue_is_drawn_is_tiled(shared_data: Path, tmp_path: Path) -> None:
+    outline = draw(tmp_path / "t.geojson", (0, 0, 2000, 2000))
+    path = shared_data / "slides" / "fluorescence-dapi.ndpi"
+    artefact = tile(path, tmp_path, drawn=Drawn(tissue=outline), patch_px=224)
+    assert len(artefact.arrays["coords"]) == 16
+    assert artefact.arrays["pen"].max() == artefact.arrays["fold"].max() == 0
