@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/snakefmt --check --quiet workflow
+	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
 
 test: lint

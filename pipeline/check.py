@@ -1,50 +1,23 @@
 """Look at every slide's header before any work is done, and write the cohort table."""
 
-import csv
-import io
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline import store
-from pipeline.cohort import Cohort, Label, Override
+from pipeline.cohort import Cohort, Drawn, Label, Override
+from pipeline.cohort_summary import summarise
+from pipeline.cohort_table import CohortRow, write_cohort
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
+from pipeline.forecast import Forecast, Work, forecast
+from pipeline.forecast import describe as describe_forecast
+from pipeline.formats import companions
+from pipeline.intake import compression_of
 from pipeline.slide import open_slide
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CohortRow:
-    """One slide of `cohort.tsv`; lengths in level-0 pixels, `mpp` in um per pixel. Empty where it could not be read."""
-
-    slide_id: str
-    path: str
-    label: str
-    patient_id: str
-    site: str
-    status: str
-    reason: str
-    remedy: str
-    warnings: str
-    width: str = ""
-    height: str = ""
-    mpp: str = ""
-    mpp_source: str = ""
-    objective: str = ""
-    vendor: str = ""
-    levels: str = ""
-    downsamples: str = ""
-    bytes: str = ""
-    fingerprint: str = ""
-
-
-COLUMNS = tuple(field.name for field in fields(CohortRow))
 
 
 def describe(
@@ -53,12 +26,17 @@ def describe(
     *,
     label: Label | None,
     override: Override | None,
+    drawn: Drawn | None,
     default_mpp: float | None,
     mpp_from_objective: bool,
 ) -> CohortRow:
     """Describe one slide by its header; a slide that cannot be used has its reason and remedy."""
     given = label or Label("", slide_id)
+    outlines = drawn or Drawn()
     known = {
+        "note": override.note if override else "",
+        "drawn": " ".join(kind for kind in ("tissue", "roi") if getattr(outlines, kind) is not None),
+        "bytes": str(_bytes(path)),
         "slide_id": slide_id,
         "path": str(path),
         "label": given.label,
@@ -86,8 +64,9 @@ def describe(
                 vendor=slide.vendor,
                 levels=str(len(slide.level_downsamples)),
                 downsamples=" ".join(f"{downsample:.4g}" for downsample in slide.level_downsamples),
-                bytes=str(path.stat().st_size),
                 fingerprint=slide.fingerprint,
+                compression=compression_of(path),
+                area_mm2=f"{slide.bounds[2] * slide.bounds[3] * slide.mpp_x * slide.mpp_y / 1e6:.4g}",
             )
     except SlideError as error:
         return CohortRow(
@@ -96,15 +75,27 @@ def describe(
             reason=error.reason,
             remedy=error.remedy,
             warnings="",
-            bytes=str(path.stat().st_size),
             fingerprint=fingerprint(path),
         )
 
 
+def _bytes(path: Path) -> int:
+    """Give a slide's size with the files that belong to it."""
+    files = path.rglob("*") if path.is_dir() else (path, *companions(path))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def run(
-    cohort: Cohort, *, output: Path, default_mpp: float | None, mpp_from_objective: bool, threads: int
+    cohort: Cohort,
+    *,
+    output: Path,
+    summary: Path,
+    default_mpp: float | None,
+    mpp_from_objective: bool,
+    threads: int,
+    work: Work,
 ) -> list[CohortRow]:
-    """Open every slide once, in parallel, write `cohort.tsv` and log what was found.
+    """Open every slide once, in parallel, write `cohort.tsv` and a summary, and log the summary.
 
     Parameters
     ----------
@@ -112,70 +103,54 @@ def run(
         The slides and what the user said of them.
     output
         The table to write, a row a slide in the order of `cohort.slides`.
+    summary
+        The text to write.
     default_mpp, mpp_from_objective
         As `pipeline.slide.open_slide` takes them.
     threads
         Slides opened at a time.
+    work
+        What will be asked of each slide, for the forecast.
     """
     start = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        rows = list(
-            pool.map(
-                lambda item: describe(
-                    item[0],
-                    item[1],
-                    label=cohort.labels.get(item[0]),
-                    override=cohort.overrides.get(item[0]),
-                    default_mpp=default_mpp,
-                    mpp_from_objective=mpp_from_objective,
-                ),
-                cohort.slides.items(),
-            )
-        )
+    rows = look(cohort, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective, threads=threads)
+    seconds = time.perf_counter() - start
     write_cohort(output, rows)
-    _log_findings(cohort, rows, seconds=time.perf_counter() - start)
+    areas = {row.slide_id: float(row.area_mm2) for row in rows if row.status == store.OK}
+    overrides = {
+        # as the row resolved it, whether by override, default or objective
+        row.slide_id: Override(mpp=float(row.mpp) if row.mpp_source != "properties" else None)
+        for row in rows
+        if row.status == store.OK
+    }
+    found = forecast(areas, cohort.slides, overrides=overrides, work=work) if areas else None
+    lines = summarise(cohort, rows, seconds=seconds, work=work)
+    lines += ["", "Forecast", *(f"  {line}" for line in _forecast_lines(found, work))]
+    store.write_text(summary, "\n".join(lines) + "\n")
+    for line in filter(None, lines):
+        log.info("%s", line)
     return rows
 
 
-def _log_findings(cohort: Cohort, rows: Sequence[CohortRow], *, seconds: float) -> None:
-    for warning in cohort.warnings:
-        log.warning("%s", warning)
-    for row in rows:
-        if row.status != store.OK:
-            log.warning("%s: %s; %s.", row.slide_id, row.reason, row.remedy)
-        elif row.warnings:
-            log.warning("%s: %s", row.slide_id, row.warnings)
-    for first, second in duplicates(rows):
-        log.warning("%s and %s are the same file.", first, second)
-    counts = Counter(row.label for row in rows if row.label)
-    log.info(
-        "%d slides in %.1f s: %d usable, %d labelled (%s), %d patients",
-        len(rows),
-        seconds,
-        sum(row.status == store.OK for row in rows),
-        sum(counts.values()),
-        ", ".join(f"{name} {count}" for name, count in sorted(counts.items())),
-        len({row.patient_id for row in rows if row.label}),
-    )
+def look(cohort: Cohort, *, default_mpp: float | None, mpp_from_objective: bool, threads: int) -> list[CohortRow]:
+    """Describe every slide of a cohort, `threads` at a time; parameters as for `run`."""
+
+    def one(slide_id: str) -> CohortRow:
+        return describe(
+            slide_id,
+            cohort.slides[slide_id],
+            label=cohort.labels.get(slide_id),
+            override=cohort.overrides.get(slide_id),
+            drawn=cohort.drawn.get(slide_id),
+            default_mpp=default_mpp,
+            mpp_from_objective=mpp_from_objective,
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, cohort.slides))
 
 
-def duplicates(rows: Sequence[CohortRow]) -> list[tuple[str, str]]:
-    """Give pairs of slides that are the same file, by fingerprint."""
-    first: dict[str, str] = {}
-    pairs = [(first.setdefault(row.fingerprint, row.slide_id), row.slide_id) for row in rows]
-    return [(one, other) for one, other in pairs if one != other]
-
-
-def write_cohort(path: Path, rows: Sequence[CohortRow]) -> None:
-    """Write the cohort table as tab-separated text."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([tuple(getattr(row, column) for column in COLUMNS) for row in rows])
-    store.write_text(path, buffer.getvalue())
-
-
-def read_cohort(path: Path) -> list[CohortRow]:
-    """Read what `write_cohort` wrote."""
-    with path.open(encoding="utf-8", newline="") as handle:
-        return [CohortRow(**row) for row in csv.DictReader(handle, delimiter="\t")]
+def _forecast_lines(found: Forecast | None, work: Work) -> list[str]:
+    if found is None:
+        return ["none: no slide could be looked at cheaply"]
+    return describe_forecast(found, encoder=work.encoder)

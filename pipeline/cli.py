@@ -14,8 +14,29 @@ import typer
 from typer import Argument, Option
 
 from asmil.errors import BagError, TrainingError
-from pipeline.cli_encoders import Stain, WeightsFolder, add_encoder_commands
+from pipeline import check_command
+from pipeline.cli_encoders import Stain, add_encoder_commands
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.options import (
+    DefaultMpp,
+    Folds,
+    Gpus,
+    LabelsFile,
+    Mpp,
+    MppFromObjective,
+    Overlap,
+    OverridesFile,
+    PatchPx,
+    Seed,
+    SlideFile,
+    SlideId,
+    SlidesFolder,
+    Target,
+    TargetMpp,
+    Threads,
+    Weights,
+    WeightsFolder,
+)
 
 app = typer.Typer(
     name="python -m pipeline",
@@ -26,21 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 add_encoder_commands(app)
-
-SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
-LabelsFile = Annotated[Path, Option(help="Labels file.")]
-OverridesFile = Annotated[Path, Option(help="Overrides file; may be missing.")]
-Target = Annotated[str, Option(help="Column of the labels file to learn.")]
-Folds = Annotated[int, Option(min=2, help="Outer folds, which the labels must allow.")]
-SlideFile = Annotated[Path, Argument(help="The slide.", show_default=False)]
-SlideId = Annotated[str, Option(help="Its id.", show_default=False)]
-Threads = Annotated[int, Option(min=1, help="Threads to use.")]
-Gpus = Annotated[int, Option(min=0, help="GPUs that may be used; 0 computes on the CPU.")]
-Seed = Annotated[int, Option(min=0, help="The same seed gives the same result.")]
-Weights = Annotated[str | None, Option(help="File of the encoder's weights, or random; none: by its name.")]
-Mpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel of level 0, instead of what the slide says.")]
-DefaultMpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel if the slide does not say it.")]
-MppFromObjective = Annotated[bool, Option(help="Take 10 um / objective power if nothing better is known.")]
+app.command()(check_command.check)
 
 
 class TissueMethod(StrEnum):
@@ -58,32 +65,6 @@ class GroupBy(StrEnum):
 
 
 @app.command()
-def check(
-    *,
-    slides: SlidesFolder,
-    labels: LabelsFile,
-    overrides: OverridesFile,
-    target: Target,
-    folds: Folds,
-    encoder: Annotated[str, Option(help="Encoder whose weights must be there.")],
-    weights: Weights = None,
-    weights_folder: WeightsFolder = Path("weights"),
-    cohort: Annotated[Path, Option(help="Table to write.")],
-    default_mpp: DefaultMpp = None,
-    mpp_from_objective: MppFromObjective = False,
-    threads: Threads = 1,
-) -> None:
-    """Open every slide's header and write the cohort table; refuse what no run can start with."""
-    from pipeline import check as stage
-    from pipeline import cohort as cohorts
-    from pipeline import encoders
-
-    encoders.check_weights(encoder, folder=weights_folder, weights=weights)
-    found = cohorts.load(slides, labels=labels, overrides=overrides, target=target, folds=folds)
-    stage.run(found, output=cohort, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective, threads=threads)
-
-
-@app.command()
 def tile(
     context: typer.Context,
     slide: SlideFile,
@@ -92,9 +73,9 @@ def tile(
     tiles: Annotated[Path, Option(help="Tiles artefact to write.")],
     tissue: Annotated[Path, Option(help="GeoJSON of the tissue to write.")],
     preview: Annotated[Path, Option(help="JPEG of tissue and tiles to write.")],
-    patch_px: Annotated[int, Option(min=1, help="Edge of a patch, pixels.")],
-    target_mpp: Annotated[float, Option(min=0.05, max=10, help="um per pixel that patches are read at.")],
-    overlap: Annotated[float, Option(min=0, max=0.9, help="Of neighbouring tiles, as a share of their edge.")],
+    patch_px: PatchPx,
+    target_mpp: TargetMpp,
+    overlap: Overlap,
     min_tissue: Annotated[float, Option(min=0, max=1, help="Smallest tissue share of a tile.")],
     tissue_method: Annotated[TissueMethod, Option(help="How the threshold between glass and tissue is found.")],
     tissue_threshold: Annotated[float, Option(help="Smallest colour, as optical density, of tissue; for fixed.")],
@@ -102,13 +83,20 @@ def tile(
     tissue_min_area_mm2: Annotated[float, Option(min=0, help="Smaller pieces are dropped.")],
     tissue_min_hole_mm2: Annotated[float, Option(min=0, help="Smaller holes are filled.")],
     tissue_exclude_pen: Annotated[bool, Option(help="Take out marks of pens.")],
+    max_pen: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be pen.")],
+    max_blur: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be out of focus.")],
+    max_fold: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be a fold.")],
+    drawn_tissue: Annotated[Path | None, Option(help="GeoJSON that replaces the tissue found.")] = None,
+    roi: Annotated[Path | None, Option(help="GeoJSON of the regions to keep to.")] = None,
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
 ) -> None:
     """Find the tissue of one slide and place tiles on it."""
     from pipeline import tile as stage
+    from pipeline.cohort import Drawn
     from pipeline.fingerprint import fingerprint
+    from pipeline.quality import QualityOptions
     from pipeline.tissue import TissueOptions
 
     stage.run(
@@ -130,6 +118,8 @@ def tile(
             min_hole_mm2=tissue_min_hole_mm2,
             exclude_pen=tissue_exclude_pen,
         ),
+        quality=QualityOptions(max_pen=max_pen, max_blur=max_blur, max_fold=max_fold),
+        drawn=Drawn(tissue=drawn_tissue, roi=roi),
         mpp=mpp,
         default_mpp=default_mpp,
         mpp_from_objective=mpp_from_objective,
@@ -388,6 +378,6 @@ def main() -> None:
     """Run a command; an error in the input ends it with one sentence and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        app()
+        app(check_command.completed(sys.argv[1:]))
     except (PipelineError, BagError, TrainingError) as error:
         sys.exit(f"Error: {error}")

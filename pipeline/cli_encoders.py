@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-weights_app = typer.Typer(help="Fetch, verify and carry encoder weights.", no_args_is_help=True)
+from pipeline.options import WeightsFolder
 
-WeightsFolder = Annotated[Path, Option(help="Folder that has the encoders' weights by name.")]
+weights_app = typer.Typer(help="Fetch, verify and carry encoder weights.", no_args_is_help=True)
 
 
 class Stain(StrEnum):

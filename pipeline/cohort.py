@@ -1,4 +1,4 @@
-"""What lies in the slides folder and in the tables beside it: slide ids, labels, overrides.
+"""What the user gave: the slides, and the tables and drawings beside them.
 
 Only the standard library is imported here, because the workflow reads the cohort each time it plans.
 """
@@ -8,20 +8,13 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from pipeline.discovery import discover
 from pipeline.errors import ConfigError
 
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi"}
-)
-"""Single-file formats, and the file that stands for a multi-file one, that OpenSlide 4 opens."""
-
-DICOM_SUFFIX = ".dcm"
-_NO_WARNING = frozenset({".gitkeep", ".ds_store", "thumbs.db", "desktop.ini"})
-_NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson"})
 _COLUMNS = ("slide_id", "patient_id", "site", "label")
 
 
@@ -44,6 +37,14 @@ class Override:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """GeoJSON files that the user drew for one slide: its tissue, and the regions to keep to."""
+
+    tissue: Path | None = None
+    roi: Path | None = None
+
+
+@dataclass(frozen=True)
 class Cohort:
     """The slides that are present, what is known of them, and sentences about what looks odd.
 
@@ -55,10 +56,16 @@ class Cohort:
         Labels of the slides that are present.
     overrides
         Overrides of the slides that are present.
+    skipped
+        Overrides of the slides that are there and were left out at the user's word.
+    drawn
+        Drawn tissue and regions of the slides that have any.
     classes
         The labels that occur, sorted; the order of every probability column.
     warnings
         One sentence each: files that were ignored, labels without a slide.
+    problem
+        Why the labels cannot be cross-validated; empty if they can.
     """
 
     slides: dict[str, Path]
@@ -66,65 +73,9 @@ class Cohort:
     overrides: dict[str, Override] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Find the slides below `folder`.
-
-    A slide's id is its path below `folder` without the extension, `/` written as `__`. A folder that holds `.dcm` files
-    is one slide; the folder beside a `.mrxs` file belongs to it.
-
-    Returns
-    -------
-    Paths by id, sorted by id, and a warning for each file that was ignored though it might be meant as a slide.
-
-    Raises
-    ------
-    ConfigError
-        If the folder is missing or holds no slide, if two slides have one id, or if a name has a brace or a control
-        character (a brace marks a wildcard in the workflow).
-    """
-    found: dict[str, Path] = {}
-    warnings: list[str] = []
-    for path in _slide_paths(folder, warnings):
-        relative = path.relative_to(folder)
-        name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
-        slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
-        if any(letter in "{}" or ord(letter) < 32 for letter in slide_id):
-            raise ConfigError(f"{path}: a slide's name cannot hold braces or control characters; rename it")
-        if slide_id in found:
-            raise ConfigError(
-                f"{found[slide_id]} and {path} have the same slide id '{slide_id}'; rename or remove one of them"
-            )
-        found[slide_id] = path
-    if not found:
-        raise ConfigError(
-            f"no slides in {folder}; put whole-slide images (.svs, .ndpi, .mrxs, .tiff and others) there"
-            " and their labels in the labels file"
-        )
-    return dict(sorted(found.items())), warnings
-
-
-def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
-    if any(_is_dicom(entry) for entry in entries):
-        yield folder
-        entries = [entry for entry in entries if entry.is_dir()]
-    for entry in entries:
-        hidden = entry.name.startswith(".")
-        if entry.is_dir():
-            if not hidden and entry not in companions:
-                yield from _slide_paths(entry, warnings)
-        elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
-            yield entry
-        elif entry.name.lower() not in _NO_WARNING and entry.suffix.lower() not in _NO_WARNING_SUFFIXES:
-            why = "hidden" if hidden else f"'{entry.suffix or entry.name}' is no slide extension"
-            warnings.append(f"{entry} is ignored: {why}.")
-
-
-def _is_dicom(entry: Path) -> bool:
-    return entry.suffix.lower() == DICOM_SUFFIX and not entry.name.startswith(".") and entry.is_file()
+    skipped: dict[str, Override] = field(default_factory=dict)
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+    problem: str = ""
 
 
 def read_labels(path: Path, *, target: str) -> dict[str, Label]:
@@ -242,31 +193,77 @@ def _check_header(
 
 
 def load(
-    folder: Path, *, labels: Path, overrides: Path, target: str, folds: int, extra_warnings: Iterable[str] = ()
+    folder: Path,
+    *,
+    labels: Path,
+    overrides: Path,
+    target: str,
+    folds: int,
+    tissue: Path | None = None,
+    roi: Path | None = None,
+    must_train: bool = True,
 ) -> Cohort:
     """Read what the user gave, and refuse what no run can start with.
+
+    Parameters
+    ----------
+    folder
+        The slides.
+    labels, overrides
+        The tables; the second may be missing.
+    target, folds
+        The column to learn, and the outer folds that the labels must allow.
+    tissue, roi
+        Folders of drawn tissue and regions; they may be missing.
+    must_train
+        Whether labels that cannot be cross-validated are an error, and not only a `problem`.
 
     Raises
     ------
     ConfigError
         See `discover`, `read_labels`, `read_overrides` and `check_labels`.
     """
-    slides, warnings = discover(folder)
+    found, warnings = discover(folder)
     given = read_labels(labels, target=target)
-    known_overrides = read_overrides(overrides)
-    slides = {name: path for name, path in slides.items() if not known_overrides.get(name, Override()).skip}
+    known = read_overrides(overrides)
+    slides = {name: path for name, path in found.items() if not known.get(name, Override()).skip}
     present = {name: given[name] for name in slides if name in given and given[name].label}
-    check_labels(present, given, slides=slides, path=labels, folds=folds)
-    absent = [name for name in given if name not in slides]
-    if absent:
-        warnings.append(f"{labels} names {len(absent)} slide(s) that are not in {folder}, first '{absent[0]}'.")
+    problem = ""
+    try:
+        check_labels(present, given, slides=slides, path=labels, folds=folds)
+    except ConfigError as error:
+        if must_train:
+            raise
+        problem = str(error)
+    drawn = {kind: _find_drawn(place, found, warnings) for kind, place in (("tissue", tissue), ("roi", roi))}
+    for table, names in ((labels, given), (overrides, known)):
+        absent = [name for name in names if name not in found]
+        if absent:
+            warnings.append(f"{table} names {len(absent)} slide(s) that are not in {folder}, first '{absent[0]}'.")
     return Cohort(
         slides=slides,
         labels=present,
-        overrides={name: known_overrides[name] for name in slides if name in known_overrides},
+        overrides={name: known[name] for name in slides if name in known},
+        skipped={name: known[name] for name in found if name not in slides},
+        drawn={
+            name: Drawn(**{kind: files.get(name) for kind, files in drawn.items()})
+            for name in slides
+            if any(name in files for files in drawn.values())
+        },
         classes=tuple(sorted({label.label for label in present.values()})),
-        warnings=(*warnings, *extra_warnings),
+        warnings=tuple(warnings),
+        problem=problem,
     )
+
+
+def _find_drawn(folder: Path | None, slides: Mapping[str, Path], warnings: list[str]) -> dict[str, Path]:
+    """Find `{slide}.geojson` in a folder that may be missing; name what belongs to no slide."""
+    files = sorted(folder.glob("*.geojson")) if folder is not None else []
+    found = {unicodedata.normalize("NFC", file.name.removesuffix(".geojson")): file for file in files}
+    warnings += [
+        f"{file} is ignored: no slide is called '{name}'." for name, file in found.items() if name not in slides
+    ]
+    return {name: file for name, file in found.items() if name in slides}
 
 
 def check_labels(
@@ -332,12 +329,24 @@ def digest(values: object) -> str:
 
 
 def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
-    """Give a digest of everything the cohort table shows: slides, their content, labels and overrides."""
+    """Give a digest of everything the check shows: slides, their content, labels, overrides, drawings."""
     rows = [
-        (slide, str(path), fingerprints[slide], *_plain(cohort.labels.get(slide)), *_plain(cohort.overrides.get(slide)))
+        (
+            *(slide, str(path), fingerprints[slide]),
+            *(_plain(cohort.labels.get(slide)), _plain(cohort.overrides.get(slide))),
+            *map(str, _plain(cohort.drawn.get(slide))),
+        )
         for slide, path in cohort.slides.items()
     ]
-    return digest(rows)
+    # warnings do not count: a label for a slide that is not there yet must not run anything
+    return digest([rows, {slide: _plain(override) for slide, override in cohort.skipped.items()}])
+
+
+def drawn_digest(drawn: Drawn | None) -> str:
+    """Give a digest of the content of what was drawn for a slide; empty where nothing was."""
+    files = [] if drawn is None else [drawn.tissue, drawn.roi]
+    content = [None if file is None else hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return digest(content) if any(content) else ""
 
 
 def labels_digest(labels: Mapping[str, Label]) -> str:
@@ -345,5 +354,5 @@ def labels_digest(labels: Mapping[str, Label]) -> str:
     return digest({slide: _plain(label) for slide, label in labels.items()})
 
 
-def _plain(record: Label | Override | None) -> tuple[object, ...]:
+def _plain(record: Label | Override | Drawn | None) -> tuple[object, ...]:
     return () if record is None else astuple(record)

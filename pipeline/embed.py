@@ -161,6 +161,7 @@ def _encode_slide(
         "standardise": spec.standardise,
         "patches_per_s": round(timing.per_second, 1),
         "bound_by": timing.bound_by,
+        "reader": slide.patch_source_name,
     }
     return chunks, described
 

@@ -6,7 +6,7 @@ Only out-of-fold predictions of labelled slides enter a figure of merit; interva
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """One slide of the cohort: a prediction, or the stage, reason and remedy of its failure."""
+    """One slide of the cohort: a prediction, or the stage, reason and remedy of its failure.
+
+    `excluded` counts the tiles left out by quality flag (pen, blur, fold); `patches` are those that were used.
+    """
 
     slide_id: str
     patient_id: str
@@ -63,6 +66,7 @@ class SlideResult:
     patches: int = 0
     warnings: tuple[str, ...] = ()
     prediction: Prediction | None = None
+    excluded: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> bool:
@@ -132,6 +136,7 @@ def _result(row: Mapping[str, str], results: Path) -> SlideResult:
         patches=int(arrays["score"].size),
         warnings=tuple(attributes.get("warnings", ())),
         prediction=_prediction(attributes, arrays["probability"]),
+        excluded=attributes.get("excluded", {}),
     )
 
 

@@ -4,31 +4,46 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.formats import companions
+
 PIECE = 64 * 1024
 """Bytes read at the head, the middle and the tail of a file: headers, pixel data and (in TIFF) late directories."""
 
 WHOLE = 8 * 1024 * 1024
 """Files up to this size are read whole (10 ms): among small files, a repaired copy often differs by one tile only."""
 
+UNREADABLE = "unreadable"
+
 
 def fingerprint(path: Path) -> str:
     """Give a hex digest that changes when a slide is replaced by another one.
 
     A file counts with its size and 64 KiB of its head, middle and tail (a small one with all of it). Its name and times
-    do not count, so that a slide that was moved or copied keeps its fingerprint. The folder beside a slide that keeps
-    its pixels there (MRXS: `a/` beside `a.mrxs`) counts with its files' names and sizes. A slide that is a folder
-    (DICOM) counts with the names and contents of the files in it.
+    do not count, so that a slide that was moved or copied keeps its fingerprint. Files beside it that hold its pixels
+    (MRXS: those in `a/` beside `a.mrxs`; VMS, VMU: those that the index names) count with their names and sizes. A
+    slide that is a folder (DICOM) counts with the names and contents of the files in it.
 
     Parameters
     ----------
     path
         The slide: a file, or a folder of DICOM files.
 
+    Returns
+    -------
+    Hex digits; `UNREADABLE` where permissions forbid to read it, so that one such slide does not stop the others.
+
     Raises
     ------
     OSError
-        If a file is missing or cannot be read.
+        If a file is missing.
     """
+    try:
+        return _fingerprint(path)
+    except PermissionError:
+        return UNREADABLE
+
+
+def _fingerprint(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if path.is_dir():
         for file in _files(path):
@@ -36,10 +51,9 @@ def fingerprint(path: Path) -> str:
             _add_file(digest, file)
         return digest.hexdigest()
     _add_file(digest, path)
-    companion = path.with_suffix("")
-    if companion != path and companion.is_dir():
-        for file in _files(companion):
-            digest.update(_name(file, companion) + file.stat().st_size.to_bytes(8, "little"))
+    folder = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path.parent
+    for file in companions(path):
+        digest.update(_name(file, folder) + file.stat().st_size.to_bytes(8, "little"))
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import drawing, store
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
+from pipeline.outline import to_qupath
 from pipeline.sheet import Attention, Specimen, Style, View, draw_placeholder, draw_sheet, panel_layout
 from pipeline.slide import Slide, open_slide
 
@@ -213,12 +214,11 @@ def read_patches(slide: Slide, attention: Attention, rows: Sequence[int]) -> lis
 def write_geojson(path: Path, attention: Attention) -> None:
     """Write a QuPath tile object a tile, unclassified, with its attention as measurements.
 
-    Corners are level-0 px, rounded; a 25,000-tile slide takes about 6 MB. QuPath 0.4 and later read measurements as an
-    object.
+    Corners are level-0 px in QuPath's frame (`outline.to_qupath`), rounded; a 25,000-tile slide takes about 6 MB.
+    QuPath 0.4 and later read measurements as an object.
     """
-    edge = attention.attributes["patch_level0_px"]
-    low = attention.coords.astype(np.int64)
-    high = np.rint(attention.coords + edge).astype(np.int64)
+    edge, bounds = attention.attributes["patch_level0_px"], attention.attributes.get("bounds") or (0, 0, 0, 0)
+    low, high = (np.rint(to_qupath(attention.coords + add, bounds=bounds)).astype(np.int64) for add in (0.0, edge))
     mean = 1.0 / attention.score.size
     features = [
         '{"type":"Feature","geometry":{"type":"Polygon","coordinates":'

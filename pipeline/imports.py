@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import encoders, store
-from pipeline.cohort import discover
+from pipeline.discovery import discover
 from pipeline.errors import ConfigError, SlideError
 from pipeline.slide import Slide, open_slide
 

@@ -1,5 +1,7 @@
 """Say in plain words why a file is no slide that can be used."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import tifffile
@@ -21,6 +23,26 @@ KNOWN_MAGIC: dict[bytes, str] = {
     b"\x89HDF": "an HDF5 file",
 }
 """First bytes of files that end up in a slide folder by mistake."""
+
+UNSPECIFIED, UNSIGNED = 0, 1
+"""Values of TIFF's tags ExtraSamples and SampleFormat."""
+
+COMPRESSIONS = {
+    1: "none",
+    5: "LZW",
+    7: "JPEG",
+    8: "deflate",
+    32946: "deflate",
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((22610, 50002), "JPEG XR"),
+}
+"""Values of TIFF's tag Compression; 33003 and 33005 are Aperio's."""
+
+DICOM_HEAD = 64 * 1024
+"""How much of a DICOM file is searched; the tags wanted come long before the pixels."""
+
+SERIES_UID = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)
+"""Tag (0020,000E) in explicit little endian, which all whole-slide transfer syntaxes use."""
 
 
 def first_bytes(path: Path) -> bytes:
@@ -60,6 +82,11 @@ def explain_refusal(path: Path, message: str) -> SlideError:
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return SlideError("the file is a web page, not a slide: its download failed", remedy="download it again")
+    if path.suffix.lower() in {".vms", ".vmu"}:
+        return SlideError(
+            f"image files that it names are missing or damaged ({_without_path(message, path)})",
+            remedy="copy all files of the slide into its folder again",
+        )
     if _is_text(head):
         return SlideError("the file is text, not a slide", remedy="replace it by the slide, or remove it")
     for magic, name in KNOWN_MAGIC.items():
@@ -90,7 +117,8 @@ def check_pixel_layout(path: Path) -> None:
     Raises
     ------
     SlideError
-        If the first image is rotated or mirrored by its Orientation tag, or has not 8 bits a sample.
+        If the first image is rotated or mirrored by its Orientation tag, has not 8 unsigned bits a sample, or has a
+        second grey channel, or a fourth of no stated meaning, which would be taken for transparency.
     """
     if not first_bytes(path).startswith(TIFF_MAGIC):
         return
@@ -98,7 +126,9 @@ def check_pixel_layout(path: Path) -> None:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             orientation = page.tags.valueof("Orientation", default=1)
-            bits = page.bitspersample
+            bits, sample_format = page.bitspersample, page.sampleformat
+            grey_and_more = page.samplesperpixel == 2
+            unknown = page.samplesperpixel > 3 and UNSPECIFIED in page.extrasamples
     except (tifffile.TiffFileError, ValueError, KeyError, IndexError) as error:
         raise SlideError(f"its TIFF header is damaged ({error})", remedy=COPY_AGAIN) from error
     # 0 is not a legal value and is read as 1 by libtiff
@@ -109,6 +139,48 @@ def check_pixel_layout(path: Path) -> None:
         )
     if bits != 8:
         raise SlideError(f"it has {bits} bits a colour, not 8", remedy=EXPORT_AGAIN)
+    if sample_format not in (None, UNSIGNED):
+        raise SlideError("its samples are signed or floating-point numbers", remedy=EXPORT_AGAIN)
+    if grey_and_more:
+        # libtiff shifts the rows of tiles that the image's edge cuts
+        raise SlideError("it is grey with a second channel, which OpenSlide reads wrong", remedy=EXPORT_AGAIN)
+    if unknown:
+        raise SlideError("it has a fourth channel of no stated meaning", remedy=EXPORT_AGAIN)
+
+
+def check_dicom_series(files: Iterable[Path]) -> None:
+    """Refuse a DICOM folder that holds the pixels of two slides: OpenSlide would silently read one of them.
+
+    Label and overview images may be series of their own; what counts is files whose image type is a volume.
+
+    Raises
+    ------
+    SlideError
+        If there are two series.
+    """
+    found = set()
+    for file in files:
+        with file.open("rb") as handle:
+            head = handle.read(DICOM_HEAD)
+        series = re.search(SERIES_UID, head)
+        if series is not None and b"VOLUME" in head:
+            found.add(series[1].rstrip(b"\0 "))
+    if len(found) > 1:
+        raise SlideError(
+            f"the folder holds {len(found)} DICOM series", remedy="put each series into a folder of its own"
+        )
+
+
+def compression_of(path: Path) -> str:
+    """Name how the first image of a TIFF slide is compressed, as "JPEG" or "JPEG 2000"; empty for other formats."""
+    if path.is_dir() or not first_bytes(path).startswith(TIFF_MAGIC):
+        return ""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            tag = tiff.pages.first.tags.valueof("Compression", default=1)
+    except (tifffile.TiffFileError, ValueError, KeyError, IndexError) as error:
+        raise SlideError(f"its TIFF header is damaged ({error})", remedy=COPY_AGAIN) from error
+    return COMPRESSIONS.get(int(tag), f"TIFF compression {int(tag)}")
 
 
 def _is_text(head: bytes) -> bool:

@@ -10,8 +10,25 @@ from numpy.typing import NDArray
 Ring = NDArray[np.float64]
 """Closed (the first vertex again at the end): shape (V, 2), columns x, y, in pixels; pixel (0, 0) begins at (0, 0)."""
 
+Bounds = tuple[int, int, int, int]
+"""x, y, width, height of the scanned part of a slide, level-0 px; the whole slide where none is stated."""
+
 # right, down, left, up, as (dx, dy): the next one is a turn to the right, because y points down
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+
+
+def to_qupath(points: NDArray[np.floating | np.integer], *, bounds: Bounds) -> NDArray[np.float64]:
+    """Move points from level-0 px, shape (..., 2), columns x, y, to the frame in which QuPath shows the slide.
+
+    QuPath crops a slide to the bounds that OpenSlide states (MRXS, SCN and others) since its version 0.2.0, so its
+    origin is the bounds' corner; on slides without bounds the frames are one. Source: qupath/qupath, thread 1278.
+    """
+    return np.asarray(points - np.array(bounds[:2]), np.float64)
+
+
+def from_qupath(points: NDArray[np.floating | np.integer], *, bounds: Bounds) -> NDArray[np.float64]:
+    """Move points from QuPath's frame to level-0 px: the inverse of `to_qupath`."""
+    return np.asarray(points + np.array(bounds[:2]), np.float64)
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """Draw a slide's tissue and tiles for people to check at a glance."""
 
 import importlib.util
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -25,6 +24,17 @@ INK, MUTED, PAPER = (34, 40, 49), (110, 118, 129), (255, 255, 255)
 TISSUE, TILE = (0, 150, 110), (25, 80, 200)
 """Outline of tissue, green, and of tiles, blue: neither is a colour of H&E, and the two differ for the colour-blind."""
 
+REGION: tuple[int, int, int] = (240, 150, 0)
+FLAGS: dict[str, tuple[tuple[int, int, int], str]] = {
+    "pen": ((215, 90, 0), "on pen"),
+    "blur": ((40, 40, 40), "out of focus"),
+    "fold": ((190, 0, 90), "on a fold"),
+}
+"""Colour and legend of the tiles that are left out; they are crossed out, so that colour alone does not tell."""
+
+SCALE_BAR_PX = 240
+"""Width that the scale bar and its text take."""
+
 SCALE_BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 
 
@@ -42,10 +52,12 @@ def draw_preview(
     mask_downsample: float,
     coords: NDArray[np.int32],
     patch_level0_px: float,
+    excluded: Mapping[str, NDArray[np.int32]],
+    roi: NDArray[np.bool_] | None,
     slide_id: str,
     warnings: Sequence[str],
 ) -> NDArray[np.uint8]:
-    """Draw the tissue's outline and the tiles on a slide's overview, with a legend below.
+    """Draw tissue, tiles, those left out and the user's regions on a slide's overview, with a legend below.
 
     Parameters
     ----------
@@ -57,18 +69,31 @@ def draw_preview(
         Tissue, shape (h, w), and the level-0 px per mask pixel.
     coords, patch_level0_px
         Tiles' top-left corners, shape (N, 2), columns x, y, and their edge, level-0 px.
+    excluded
+        Corners of the tiles that were left out, by flag (a key of `FLAGS`).
+    roi
+        The user's regions, shape (h, w).
 
     Returns
     -------
     RGB, shape (H', W', 3).
     """
-    picture = _draw_tiles(overview, coords / downsample, patch_level0_px / downsample)
-    _draw_outline(picture, mask, mask_downsample / downsample)
+    edge_px, scale = patch_level0_px / downsample, mask_downsample / downsample
+    picture = _draw_tiles(overview, coords / downsample, edge_px, TILE)
     area_mm2 = np.count_nonzero(mask) * (mask_downsample * mpp / 1000) ** 2
     legend = [
         (TISSUE, f"tissue, {area_mm2:.3g} mm²"),
         (TILE, f"{len(coords):,} tiles of {patch_level0_px * mpp:.0f} µm"),
     ]
+    for flag, corners in excluded.items():
+        if len(corners):
+            colour, words = FLAGS[flag]
+            picture = _draw_tiles(picture, corners / downsample, edge_px, colour, crossed=True)
+            legend.append((colour, f"{len(corners):,} left out: {words}"))
+    _draw_outline(picture, mask, scale, TISSUE)
+    if roi is not None:
+        _draw_outline(picture, roi, scale, REGION)
+        legend.append((REGION, "regions to keep to"))
     return _compose(picture, title=slide_id, legend=legend, notes=list(warnings), um_per_px=mpp * downsample)
 
 
@@ -115,19 +140,31 @@ def _resize(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def _draw_tiles(overview: NDArray[np.uint8], corners: NDArray[np.float64], edge_px: float) -> NDArray[np.uint8]:
-    """Outline the tiles, faintly where they are small, so that the tissue stays visible."""
+def _draw_tiles(
+    overview: NDArray[np.uint8],
+    corners: NDArray[np.float64],
+    edge_px: float,
+    colour: tuple[int, int, int],
+    *,
+    crossed: bool = False,
+) -> NDArray[np.uint8]:
+    """Outline tiles, faintly where they are small, so that the tissue stays visible; cross out those left out."""
     picture = np.ascontiguousarray(overview)
-    lines = picture.copy()
+    lines, thickness = picture.copy(), 2 if crossed and edge_px > 40 else 1
     starts = np.rint(corners).astype(np.int64)
     ends = np.rint(corners + edge_px).astype(np.int64)
     for (left, top), (right, bottom) in zip(starts.tolist(), ends.tolist(), strict=True):
-        cv2.rectangle(lines, (left, top), (right, bottom), TILE, 1)
-    strength = float(np.clip(edge_px / 40, 0.25, 0.6))
+        cv2.rectangle(lines, (left, top), (right, bottom), colour, thickness)
+        if crossed:
+            cv2.line(lines, (left, top), (right, bottom), colour, thickness, cv2.LINE_AA)
+            cv2.line(lines, (left, bottom), (right, top), colour, thickness, cv2.LINE_AA)
+    strength = 0.8 if crossed else float(np.clip(edge_px / 40, 0.25, 0.6))
     return cv2.addWeighted(lines, strength, picture, 1 - strength, 0).astype(np.uint8, copy=False)
 
 
-def _draw_outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_], scale: float) -> None:
+def _draw_outline(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], scale: float, colour: tuple[int, int, int]
+) -> None:
     """Draw the outline of `mask`, `scale` picture pixels per mask pixel, smoothed where it is enlarged."""
     height, width = picture.shape[:2]
     shrink = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]])
@@ -136,7 +173,7 @@ def _draw_outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_], scale: fl
         soft = cv2.GaussianBlur(soft, (0, 0), 0.6 * scale)
     contours, _ = cv2.findContours((soft > 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, contours, -1, PAPER, 4, cv2.LINE_AA)
-    cv2.drawContours(picture, contours, -1, TISSUE, 2, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, colour, 2, cv2.LINE_AA)
 
 
 def _compose(
@@ -151,26 +188,40 @@ def _compose(
     height, width = picture.shape[:2]
     sheet_width = max(width, MIN_WIDTH_PX) + 2 * MARGIN_PX
     text_font, title_font = _font(TEXT_PX), _font(TITLE_PX)
-    columns = (sheet_width - 2 * MARGIN_PX) // (TEXT_PX // 2)
-    lines = [line for note in notes for line in textwrap.wrap(note, columns)]
+    lines = [line for note in notes for line in _wrap(note, text_font, sheet_width - 2 * MARGIN_PX)]
     top = 2 * MARGIN_PX + TITLE_PX
     below = top + height + MARGIN_PX
     row = TEXT_PX + 9
-    has_legend = bool(legend) or um_per_px is not None
-    sheet = Image.new("RGB", (sheet_width, below + row * (has_legend + len(lines)) + MARGIN_PX), PAPER)
+    entries = _lay_out(legend, text_font, sheet_width, bar_px=SCALE_BAR_PX if um_per_px is not None else 0)
+    rows = entries[-1][1] + 1 if entries else int(um_per_px is not None)
+    sheet = Image.new("RGB", (sheet_width, below + row * (rows + len(lines)) + MARGIN_PX), PAPER)
     sheet.paste(Image.fromarray(picture), ((sheet_width - width) // 2, top))
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PX, MARGIN_PX), _fit(title, title_font, sheet_width - 2 * MARGIN_PX), INK, title_font)
-    x = MARGIN_PX
-    for colour, text in legend:
-        draw.rectangle((x, below + 1, x + 14, below + 15), outline=colour, width=3)
-        draw.text((x + 22, below), text, INK, text_font)
-        x += 22 + round(text_font.getlength(text)) + 28
+    for (x, number), (colour, text) in zip(entries, legend, strict=True):
+        y = below + row * number
+        draw.rectangle((x, y + 1, x + 14, y + 15), outline=colour, width=3)
+        draw.text((x + 22, y), text, INK, text_font)
     if um_per_px is not None:
         _draw_scale_bar(draw, right=sheet_width - MARGIN_PX, y=below + 8, um_per_px=um_per_px, font=text_font)
     for number, line in enumerate(lines):
-        draw.text((MARGIN_PX, below + row * (has_legend + number)), line, MUTED if has_legend else INK, text_font)
+        draw.text((MARGIN_PX, below + row * (rows + number)), line, MUTED if rows else INK, text_font)
     return np.asarray(sheet)
+
+
+def _lay_out(
+    legend: Sequence[tuple[tuple[int, int, int], str]], font: ImageFont.FreeTypeFont, width: int, *, bar_px: int
+) -> list[tuple[int, int]]:
+    """Give x and row of each entry; the first row leaves `bar_px` for the scale bar."""
+    places: list[tuple[int, int]] = []
+    x, row = MARGIN_PX, 0
+    for _, text in legend:
+        needed = 22 + round(font.getlength(text))
+        if x > MARGIN_PX and x + needed > width - MARGIN_PX - (0 if row else bar_px):
+            x, row = MARGIN_PX, row + 1
+        places.append((x, row))
+        x += needed + 28
+    return places
 
 
 def _draw_scale_bar(
@@ -184,6 +235,18 @@ def _draw_scale_bar(
         draw.line((end, y - 5, end, y + 5), fill=INK, width=2)
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um} µm"
     draw.text((left - 10 - font.getlength(text), y - 8), text, INK, font)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break `text` into lines of at most `width` px; a word that is wider is shortened in its middle."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_fit(word, font, width))
+    return lines
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -16,8 +16,13 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
+from pipeline.errors import SlideError
+
 BATCH = 64
 """Patches of a batch: 9.6 MB at 224 px; with `threads + 2` batches in memory this bounds what a reader holds."""
+
+BATCH_BYTES = 16 << 20
+"""Largest batch of large patches."""
 
 Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
 """Indices [B] into the coordinates, and patches [B, patch_px, patch_px, 3]."""
@@ -25,6 +30,10 @@ Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 class PatchSource(Protocol):
     """Reads patches of one slide."""
+
+    @property
+    def name(self) -> str:
+        """What is recorded as the reader: "openslide" or "direct"."""
 
     def batches(
         self, coords: NDArray[np.int32], *, level: int, read_px: int, patch_px: int, threads: int
@@ -41,7 +50,38 @@ class PatchSource(Protocol):
             Edge of a patch; the square is area-averaged to it.
         threads
             How many threads read ahead.
+
+        Raises
+        ------
+        SlideError
+            If the file changed while it was read; at the end.
         """
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Size (bytes) and time (ns) of a file."""
+
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, file: Path) -> "FileState":
+        """Look at a file."""
+        found = file.stat()
+        return cls(found.st_size, found.st_mtime_ns)
+
+    def check(self, file: Path) -> None:
+        """Raise SlideError if a file is no longer in this state."""
+        if not file.exists() or FileState.of(file) != self:
+            raise SlideError(
+                "the file changed while it was read", remedy="wait until its copy is complete, then run again"
+            )
+
+
+def batch_size(edge_px: int) -> int:
+    """Give how many patches of `edge_px` make a batch."""
+    return max(1, min(BATCH, BATCH_BYTES // (3 * edge_px**2)))
 
 
 def read_rgb(handle: openslide.OpenSlide, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -82,6 +122,11 @@ class OpenSlidePatches:
 
     file: Path
 
+    @property
+    def name(self) -> str:
+        """What is recorded as the reader."""
+        return "openslide"
+
     def batches(
         self, coords: NDArray[np.int32], *, level: int, read_px: int, patch_px: int, threads: int
     ) -> Iterator[Batch]:
@@ -89,7 +134,8 @@ class OpenSlidePatches:
 
         A failed read poisons its handle, so a patch that fails is tried once more on a fresh one and then left out.
         """
-        handles = _Handles(self.file)
+        state = FileState.of(self.file)
+        handles = Handles(self.file)
 
         def read_batch(start: int) -> Batch:
             indices, patches = [], []
@@ -116,6 +162,7 @@ class OpenSlidePatches:
             # also when the caller stops early: no thread may use a handle that is being closed
             pool.shutdown(wait=True, cancel_futures=True)
             handles.close()
+        state.check(self.file)
 
 
 def shrink(region: NDArray[np.uint8], edge_px: int) -> NDArray[np.uint8]:
@@ -125,7 +172,7 @@ def shrink(region: NDArray[np.uint8], edge_px: int) -> NDArray[np.uint8]:
     return cv2.resize(region, (edge_px, edge_px), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-class _Handles:
+class Handles:
     """Open handles of one file that threads borrow; never more than there are threads."""
 
     def __init__(self, file: Path) -> None:

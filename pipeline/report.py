@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 QUARANTINE_COLUMNS = ("slide_id", "stage", "reason", "remedy")
 QUARANTINE = "quarantine.tsv"
+QUALITY_FLAGS = ("pen", "blur", "fold")
 MAX_NAMED = 5
 """Slides left out that the closing words name; the rest are in the table."""
 
@@ -34,7 +35,7 @@ def run(
     seed: int,
     title: str,
 ) -> None:
-    """Write `predictions.csv`, `metrics.json`, `quarantine.tsv` and `index.html`.
+    """Write `predictions.csv`, `metrics.json`, `quarantine.tsv`, `quality.tsv` and `index.html`.
 
     Parameters
     ----------
@@ -63,6 +64,7 @@ def run(
     metrics = evaluation.evaluate(slides, assignments, resamples=resamples, seed=seed)
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
+    store.write_text(reports / "quality.tsv", quality_table(slides))
     store.write_text(reports / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps")
     store.write_text(reports / "index.html", page)
@@ -89,6 +91,16 @@ def quarantine_table(slides: "Sequence[SlideResult]") -> str:
     """Give `quarantine.tsv`: which slides were left out, at which stage, why, and what to do."""
     rows = [[slide.slide_id, slide.stage, slide.reason, slide.remedy] for slide in slides if slide.prediction is None]
     return _table([QUARANTINE_COLUMNS, *rows], delimiter="\t")
+
+
+def quality_table(slides: "Sequence[SlideResult]") -> str:
+    """Give `quality.tsv`: of each slide with a prediction, the tiles used and those left out by flag."""
+    rows = [
+        [slide.slide_id, str(slide.patches), *(str(slide.excluded.get(flag, 0)) for flag in QUALITY_FLAGS)]
+        for slide in slides
+        if slide.prediction is not None
+    ]
+    return _table([["slide_id", "used", *QUALITY_FLAGS], *rows], delimiter="\t")
 
 
 def _table(rows: Iterable[Sequence[str]], *, delimiter: str) -> str:

@@ -68,6 +68,7 @@ def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: 
         cards=[card(slide, heatmaps) for slide in slides],
         left_out=[slide for slide in slides if slide.status != store.OK],
         warned=[slide for slide in slides if slide.status == store.OK and slide.warnings],
+        spoilt=spoilt(slides),
         label_counts=label_counts(slides),
         level=f"{metrics['interval']['level']:.0%}",
     )
@@ -158,6 +159,21 @@ def charts(used: Sequence[SlideResult], classes: Sequence[str]) -> list[dict[str
         }
     )
     return drawn
+
+
+def spoilt(slides: Sequence[SlideResult]) -> list[dict[str, Any]]:
+    """Give the slides of which tiles were left out for their quality, the largest share first."""
+    rows = [
+        {
+            "slide_id": slide.slide_id,
+            "used": slide.patches,
+            **{flag: slide.excluded.get(flag, 0) for flag in ("pen", "blur", "fold")},
+            "share": sum(slide.excluded.values()) / (slide.patches + sum(slide.excluded.values())),
+        }
+        for slide in slides
+        if sum(slide.excluded.values())
+    ]
+    return sorted(rows, key=lambda row: -row["share"])
 
 
 def label_counts(slides: Sequence[SlideResult]) -> list[tuple[str, int, int]]:

@@ -1,6 +1,7 @@
 """Decide how many micrometres a level-0 pixel covers, and refuse what no scanner produces."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,9 @@ MAX_ANISOTROPY = 0.02
 
 OBJECTIVE_UM = 10.0
 """mpp times objective power of the usual scanners (20x: 0.5, 40x: 0.25)."""
+
+OME_UNITS_UM = {"µm": 1.0, "\N{GREEK SMALL LETTER MU}m": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
+"""um of the units of length that scanners write; OME's default is the first."""
 
 GIVE_MPP = "give its mpp (um per pixel) in data/overrides.csv"
 
@@ -97,10 +101,15 @@ def _override(mpp: float, properties: Mapping[str, str]) -> Scale:
 def _stated(properties: Mapping[str, str]) -> Scale | None:
     """Give the scale that the properties state, or None where they state none."""
     stated = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+    notes = []
+    if stated == [None, None]:
+        stated = _ome(properties)
+        notes = ["its scale is from its OME-XML; of its levels OpenSlide reads the first alone"]
     known = [value for value in stated if value is not None]
     if not known:
         return None
-    notes = [] if len(known) == 2 else [f"only one axis states an mpp ({known[0]:.4g}); it was used for both"]
+    if len(known) == 1:
+        notes.append(f"only one axis states an mpp ({known[0]:.4g}); it was used for both")
     x, y = _plausible(known[0], "its mpp"), _plausible(known[-1], "its mpp")
     if max(x, y) > (1 + MAX_ANISOTROPY) * min(x, y):
         raise SlideError(
@@ -111,6 +120,17 @@ def _stated(properties: Mapping[str, str]) -> Scale | None:
     if power is not None and not 1 / 1.5 < power * (x + y) / 2 / OBJECTIVE_UM < 1.5:
         notes.append(f"mpp {(x + y) / 2:.4g} is unusual for the stated {power:g}x objective; mpp was used")
     return Scale(x, y, "properties", tuple(notes))
+
+
+def _ome(properties: Mapping[str, str]) -> list[float | None]:
+    """Give um per pixel in x and y by the OME-XML of a TIFF, where there is any."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\s[^>]*", properties.get("tiff.ImageDescription", ""))
+    written = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
+    found: list[float | None] = []
+    for axis in "XY":
+        size, unit = _number(written.get(f"PhysicalSize{axis}")), written.get(f"PhysicalSize{axis}Unit", "µm")
+        found.append(size * OME_UNITS_UM[unit] if size is not None and unit in OME_UNITS_UM else None)
+    return found
 
 
 def _plausible(value: float, what: str) -> float:

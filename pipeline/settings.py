@@ -15,7 +15,7 @@ import yaml
 
 from pipeline import cohort as cohorts
 from pipeline import encoders
-from pipeline.cohort import Cohort, Override
+from pipeline.cohort import Cohort, Drawn, Override
 from pipeline.device import has_gpu
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
@@ -153,6 +153,8 @@ def load_cohort(settings: Settings) -> Cohort:
         overrides=Path(paths["overrides"]),
         target=settings["target"],
         folds=settings["evaluation"]["folds"],
+        tissue=Path(paths["tissue"]),
+        roi=Path(paths["roi"]),
     )
 
 
@@ -205,7 +207,7 @@ def _encoder(settings: Settings) -> encoders.EncoderSpec:
     return encoders.spec(settings["encoder"]["name"], Path(settings["paths"]["weights"]))
 
 
-def flags(settings: Settings, stage: str, *, override: Override | None = None) -> str:
+def flags(settings: Settings, stage: str, *, override: Override | None = None, drawn: Drawn | None = None) -> str:
     """Write a stage's settings as flags of its command.
 
     Parameters
@@ -214,6 +216,8 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
         `check`, `tile`, `embed`, `split`, `train`, `heatmap` or `report`.
     override
         What the user said of the slide, for the stages that open it.
+    drawn
+        What the user drew on the slide, for `tile`.
 
     Returns
     -------
@@ -227,17 +231,23 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
             values = {
                 **_cohort(settings),
                 **scale,
+                **{key: paths[key] for key in ("tissue", "roi")},
+                **{key: settings["tiling"][key] for key in ("patch_px", "overlap")},
+                "target_mpp": settings["tiling"]["mpp"],
                 "encoder": encoder["name"],
                 "weights": encoder["weights"],
                 "weights_folder": paths["weights"],
             }
         case "tile":
-            tiling = settings["tiling"]
+            tiling, outlines = settings["tiling"], drawn or Drawn()
             values = {
                 **slide,
                 **_prefixed("tissue", settings["tissue"]),
+                **settings["quality"],
                 **{key: tiling[key] for key in ("patch_px", "overlap", "min_tissue")},
                 "target_mpp": tiling["mpp"],
+                "drawn_tissue": outlines.tissue,
+                "roi": outlines.roi,
             }
         case "embed":
             values = {

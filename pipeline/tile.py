@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import store
+from pipeline.cohort import Drawn
 from pipeline.errors import SlideError
+from pipeline.geojson import read_geojson, to_geojson
+from pipeline.grid import place_tiles, tile_shares
 from pipeline.preview import draw_placeholder, draw_preview, preview_mpp, save_jpeg
+from pipeline.quality import FOCUS_MPP, FOCUS_WINDOW_PX, QualityOptions, Windows, find_folds, sample_blur
 from pipeline.slide import ReadPlan, Slide, open_slide, read_plan
-from pipeline.tissue import TissueOptions, find_tissue, to_geojson
+from pipeline.tissue import Overview, TissueOptions, find_pen, find_tissue, look_at
 
 LOG = logging.getLogger(__name__)
 
-SHARE_TOLERANCE = 1e-6
-"""A tile that is all tissue may come out this much below 1."""
+MAX_OVERVIEW_PX = 4_500_000
+"""Most pixels of an overview: with them the stage stays within 2 s and 400 MB, whatever the slide's size."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,28 @@ class Tiling:
     ----------
     coords
         Top-left corners, int32 [N, 2], columns x, y, level-0 px, row-major.
-    tissue
-        Share of each tile that is tissue, float32 [N].
+    shares
+        Share of each tile that is tissue, pen, blur (out of focus) and fold, float32 [N] each.
+    excluded
+        Corners, int32 [M, 2], of the tiles that were left out, by the first flag that says so: pen, blur, fold.
     plan
         How the patches are read.
     stride_level0_px
         Distance of neighbouring tiles, level-0 px.
     mask, mask_downsample
         Tissue, shape (H, W), and the level-0 px per mask pixel.
+    roi
+        The user's regions, shape (H, W); None where there are none.
     """
 
     coords: NDArray[np.int32]
-    tissue: NDArray[np.float32]
+    shares: dict[str, NDArray[np.float32]]
+    excluded: dict[str, NDArray[np.int32]]
     plan: ReadPlan
     stride_level0_px: float
     mask: NDArray[np.bool_]
     mask_downsample: float
+    roi: NDArray[np.bool_] | None = None
 
     @property
     def tissue_area_level0_px(self) -> float:
@@ -53,51 +64,9 @@ class Tiling:
         return float(np.count_nonzero(self.mask)) * self.mask_downsample**2
 
 
-def place_tiles(
-    tissue: NDArray[np.bool_],
-    *,
-    downsample: float,
-    patch_px: float,
-    stride_px: float,
-    bounds: tuple[int, int, int, int],
-    min_tissue: float,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Place a regular grid of tiles and keep those on tissue.
-
-    The grid starts at the bounds' corner; every tile lies wholly inside the bounds. A tile's share of tissue is exact
-    for the mask: mask pixels that its edge cuts count with the part inside.
-
-    Parameters
-    ----------
-    tissue
-        Mask, shape (H, W), True on tissue, its corner at the slide's.
-    downsample
-        Level-0 px per mask pixel.
-    patch_px, stride_px
-        Edge of a tile, and distance of neighbouring tiles, level-0 px.
-    bounds
-        x, y, width, height of the part of the slide to cover, level-0 px.
-    min_tissue
-        Smallest tissue share of a kept tile, in [0, 1].
-
-    Returns
-    -------
-    Top-left corners, int32 [N, 2], columns x, y, level-0 px, row-major, and tissue shares, float32 [N]. N may be 0.
-    """
-    x, y = (_grid(bounds[axis], bounds[axis + 2], patch_px=patch_px, stride_px=stride_px) for axis in (0, 1))
-    integral = np.pad(np.cumsum(np.cumsum(tissue, axis=0, dtype=np.float64), axis=1), ((1, 0), (1, 0)))
-    # the integral is linear between pixel corners in each axis, so interpolating it counts cut pixels by their part
-    top, bottom = (_interpolate(integral, (y + offset) / downsample) for offset in (0.0, patch_px))
-    left, right = (_interpolate((bottom - top).T, (x + offset) / downsample).T for offset in (0.0, patch_px))
-    share = (right - left) / (patch_px / downsample) ** 2
-    rows, columns = np.nonzero(share >= min_tissue - SHARE_TOLERANCE)
-    coords = np.stack([x[columns], y[rows]], axis=1).astype(np.int32)
-    return coords, np.clip(share[rows, columns], 0, 1).astype(np.float32)
-
-
 def tile_slide(
     slide: Slide,
-    overview: NDArray[np.uint8],
+    thumbnail: NDArray[np.uint8],
     *,
     overview_mpp: float,
     patch_px: int,
@@ -106,12 +75,14 @@ def tile_slide(
     min_tissue: float,
     max_tiles: int | None,
     options: TissueOptions,
+    quality: QualityOptions,
+    drawn: Drawn,
 ) -> Tiling:
-    """Find tissue on a slide's overview and place tiles on it.
+    """Find tissue on a slide's overview, place tiles on it, and leave out those that are spoilt.
 
     Parameters
     ----------
-    overview, overview_mpp
+    thumbnail, overview_mpp
         RGB, shape (H, W, 3), and its um per pixel.
     patch_px, target_mpp
         Edge of a patch in pixels, and the um per pixel it is wanted at.
@@ -121,22 +92,20 @@ def tile_slide(
         Smallest tissue share of a kept tile, in [0, 1].
     max_tiles
         If there are more, an even random subset of this size is kept, the same in every run; None keeps all.
+    drawn
+        What the user drew: tissue replaces the one found here, regions restrict it.
 
     Raises
     ------
     SlideError
-        If the slide is too coarse, smaller than a tile, not bright-field, or without tissue.
+        If the slide is too coarse, smaller than a tile, not bright-field, without tissue, or spoilt all over.
     """
     plan = read_plan(slide, patch_px=patch_px, mpp=target_mpp)
     _check_size(slide, plan)
-    mask = find_tissue(overview, mpp=overview_mpp, options=options)
-    if not mask.any():
-        raise SlideError(
-            "no tissue was found",
-            remedy="look at its preview; if it shows tissue, set tissue.method fixed and lower tissue.threshold",
-        )
-    downsample, stride_px = overview_mpp / slide.mpp, plan.patch_level0_px * (1 - overlap)
-    coords, share = place_tiles(
+    overview, downsample = look_at(thumbnail), overview_mpp / slide.mpp
+    mask, roi = _tissue(slide, overview, downsample=downsample, mpp=overview_mpp, options=options, drawn=drawn)
+    stride_px = plan.patch_level0_px * (1 - overlap)
+    coords, tissue = place_tiles(
         mask,
         downsample=downsample,
         patch_px=plan.patch_level0_px,
@@ -152,8 +121,42 @@ def tile_slide(
     if max_tiles is not None and len(coords) > max_tiles:
         slide.warnings.append(f"{max_tiles} of {len(coords)} tiles were kept (max_tiles)")
         kept = np.sort(np.random.default_rng(0).choice(len(coords), max_tiles, replace=False))
-        coords, share = coords[kept], share[kept]
-    return Tiling(coords, share, plan, stride_px, mask, downsample)
+        coords, tissue = coords[kept], tissue[kept]
+    shares = {"tissue": tissue}
+    for name, spoilt in _spoilt_regions(overview, mask, mpp=overview_mpp, find_pens=options.exclude_pen).items():
+        shares[name] = tile_shares(spoilt, coords, downsample=downsample, patch_px=plan.patch_level0_px)
+    shares["blur"] = sample_blur(
+        coords, stride_px=stride_px, limit=quality.max_blur, windows=_focus_windows(slide, coords, plan)
+    )
+    good, excluded = exclude(coords, shares, quality)
+    if not good.any():
+        counts = ", ".join(f"{len(found)} by {name}" for name, found in excluded.items() if len(found))
+        raise SlideError(
+            f"all {len(coords)} tiles are spoilt ({counts})",
+            remedy="look at the preview; scan the slide again, or raise the limits in the config's section quality",
+        )
+    shares = {name: values[good] for name, values in shares.items()}
+    return Tiling(coords[good], shares, excluded, plan, stride_px, mask, downsample, roi)
+
+
+def exclude(
+    coords: NDArray[np.int32], shares: Mapping[str, NDArray[np.float32]], quality: QualityOptions
+) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.int32]]]:
+    """Tell good tiles, shape (N,), from spoilt ones; those by the first flag above its limit, of pen, blur, fold."""
+    good = np.ones(len(coords), np.bool_)
+    excluded = {}
+    for name, limit in (("pen", quality.max_pen), ("blur", quality.max_blur), ("fold", quality.max_fold)):
+        spoilt = good & (shares[name] > limit)
+        excluded[name] = coords[spoilt]
+        good &= ~spoilt
+    return good, excluded
+
+
+def overview_scale(slide: Slide, mpp: float) -> float:
+    """Give the um per pixel of the overview: `mpp`, doubled until the overview is small enough."""
+    while slide.width * slide.height * (slide.mpp / max(mpp, slide.mpp)) ** 2 > MAX_OVERVIEW_PX:
+        mpp = 2 * max(mpp, slide.mpp)
+    return mpp
 
 
 def run(
@@ -169,6 +172,8 @@ def run(
     overlap: float,
     min_tissue: float,
     tissue_options: TissueOptions,
+    quality: QualityOptions,
+    drawn: Drawn | None = None,
     max_tiles: int | None = None,
     mpp: float | None = None,
     default_mpp: float | None = None,
@@ -185,19 +190,20 @@ def run(
         The slide.
     tiles, tissue, preview
         Where to write: the artefact (`.zarr.zip`), the outline (`.geojson`) and the preview (`.jpg`).
-    patch_px, target_mpp, overlap, min_tissue, max_tiles
+    patch_px, target_mpp, overlap, min_tissue, quality, drawn, max_tiles
         As for `tile_slide`.
     mpp, default_mpp, mpp_from_objective
         As for `open_slide`.
     parameters
         What the workflow watches; kept in the artefact.
     """
+    drawn = drawn or Drawn()
     attributes: dict[str, Any] = {"parameters": parameters or {}, "target_mpp": target_mpp, "patch_px": patch_px}
     overview: NDArray[np.uint8] | None = None
     try:
         with open_slide(slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective) as slide:
             attributes |= _slide_attributes(slide)
-            overview, overview_mpp = slide.thumbnail(tissue_options.mpp)
+            overview, overview_mpp = slide.thumbnail(overview_scale(slide, tissue_options.mpp))
             tiling = tile_slide(
                 slide,
                 overview,
@@ -208,49 +214,86 @@ def run(
                 min_tissue=min_tissue,
                 max_tiles=max_tiles,
                 options=tissue_options,
+                quality=quality,
+                drawn=drawn,
             )
             picture = _preview(slide, tiling, overview, overview_mpp=overview_mpp, slide_id=slide_id)
+            outline = to_geojson(tiling.mask, downsample=tiling.mask_downsample, bounds=slide.bounds)
             attributes |= _slide_attributes(slide) | _tiling_attributes(slide, tiling)
+            attributes["drawn"] = [name for name in ("tissue", "roi") if getattr(drawn, name) is not None]
     except SlideError as error:
         LOG.warning("%s: quarantined: %s", slide_id, error)
         attributes = store.stage_attributes(
             "tile", slide_id=slide_id, fingerprint=fingerprint, error=error, **attributes
         )
-        empty = {"coords": np.empty((0, 2), np.int32), "tissue": np.empty(0, np.float32)}
+        empty = {name: np.empty(0, np.float32) for name in ("tissue", "pen", "blur", "fold")}
         save_jpeg(preview, draw_placeholder(slide_id, error, overview=overview))
         store.write_text(tissue, json.dumps({"type": "FeatureCollection", "features": []}))
-        store.write(tiles, empty, attributes)
+        store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty}, attributes)
         return
     save_jpeg(preview, picture)
-    store.write_text(tissue, json.dumps(to_geojson(tiling.mask, downsample=tiling.mask_downsample)))
+    store.write_text(tissue, json.dumps(outline))
     attributes = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, **attributes)
-    store.write(tiles, {"coords": tiling.coords, "tissue": tiling.tissue}, attributes)
+    store.write(tiles, {"coords": tiling.coords, **tiling.shares}, attributes)
     LOG.info(
-        "%s: %d tiles at %.3f mpp (asked: %.3f), %.1f mm2 of tissue",
+        "%s: %d tiles (%d left out) at %.3f mpp (asked: %.3f), %.1f mm2 of tissue",
         slide_id,
         len(tiling.coords),
+        sum(map(len, tiling.excluded.values())),
         tiling.plan.realised_mpp,
         target_mpp,
         attributes["tissue_area_mm2"],
     )
 
 
-def _grid(start: int, length: int, *, patch_px: float, stride_px: float) -> NDArray[np.int64]:
-    """Give the corners of the tiles along one axis, whole level-0 px; every tile ends inside `start + length`."""
-    # one more than fits, as rounding may push the last corner either way
-    count = max(0, int((length - patch_px) // stride_px) + 2)
-    corners: NDArray[np.int64] = np.floor(start + np.arange(count) * stride_px + 0.5).astype(np.int64)
-    inside: NDArray[np.int64] = corners[corners + patch_px <= start + length]
-    return inside
+def _tissue(
+    slide: Slide, overview: Overview, *, downsample: float, mpp: float, options: TissueOptions, drawn: Drawn
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """Give the tissue to tile, and the user's regions, which it is cut to; both of the overview's shape."""
+    shape: tuple[int, int] = overview.scanned.shape
+    tissue, roi = (
+        None if file is None else read_geojson(file, shape=shape, downsample=downsample, bounds=slide.bounds)
+        for file in (drawn.tissue, drawn.roi)
+    )
+    if tissue is None:
+        tissue = find_tissue(overview, mpp=mpp, options=options)
+        if not tissue.any():
+            raise SlideError(
+                "no tissue was found",
+                remedy="look at its preview; if it shows tissue, set tissue.method fixed and lower tissue.threshold,"
+                " or draw the tissue in QuPath",
+            )
+    if roi is None:
+        return tissue, None
+    if not (tissue & roi).any():
+        raise SlideError(f"there is no tissue in the regions of {drawn.roi}", remedy="draw them on the tissue")
+    return tissue & roi, roi
 
 
-def _interpolate(integral: NDArray[np.float64], position: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Interpolate the rows of `integral` at fractional positions; beyond the last row it stays constant."""
-    position = np.clip(position, 0, len(integral) - 1)
-    below = np.minimum(position.astype(np.int64), len(integral) - 2)
-    part = (position - below)[:, None]
-    interpolated: NDArray[np.float64] = integral[below] * (1 - part) + integral[below + 1] * part
-    return interpolated
+def _spoilt_regions(
+    overview: Overview, tissue: NDArray[np.bool_], *, mpp: float, find_pens: bool
+) -> dict[str, NDArray[np.bool_]]:
+    """Find pen and folds; none where the background is dark, as densities mean nothing there."""
+    if overview.is_dark:
+        return {"pen": np.zeros_like(tissue), "fold": np.zeros_like(tissue)}
+    pen = find_pen(overview, tissue) if find_pens else np.zeros_like(tissue)
+    return {"pen": pen, "fold": find_folds(overview.density, tissue & ~pen, mpp=mpp)}
+
+
+def _focus_windows(slide: Slide, coords: NDArray[np.int32], plan: ReadPlan) -> Windows:
+    """Give what reads the middle of tiles, at the patches' own resolution but no finer than focus shows."""
+    mpp = max(FOCUS_MPP, plan.realised_mpp)
+    edge_px = max(1, min(FOCUS_WINDOW_PX, int(plan.patch_level0_px * slide.mpp / mpp + 1e-6)))
+    margin = (plan.patch_level0_px - edge_px * mpp / slide.mpp) / 2
+    corners = np.floor(coords + max(0.0, margin)).astype(np.int32)
+
+    def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        batches = list(slide.patches(corners[rows], patch_px=edge_px, mpp=mpp, threads=1))
+        found = np.concatenate([np.empty(0, np.int64), *(indices for indices, _ in batches)])
+        empty = np.empty((0, edge_px, edge_px, 3), np.uint8)
+        return rows[found], np.concatenate([empty, *(pixels for _, pixels in batches)])
+
+    return read
 
 
 def _check_size(slide: Slide, plan: ReadPlan) -> None:
@@ -282,6 +325,8 @@ def _preview(
         mask_downsample=tiling.mask_downsample,
         coords=tiling.coords,
         patch_level0_px=tiling.plan.patch_level0_px,
+        excluded=tiling.excluded,
+        roi=tiling.roi,
         slide_id=slide_id,
         warnings=slide.warnings,
     )
@@ -308,5 +353,6 @@ def _tiling_attributes(slide: Slide, tiling: Tiling) -> dict[str, Any]:
         "read_px": tiling.plan.read_px,
         "patch_level0_px": tiling.plan.patch_level0_px,
         "stride_level0_px": tiling.stride_level0_px,
+        "excluded": {name: len(coords) for name, coords in tiling.excluded.items()},
         "tissue_area_mm2": tiling.tissue_area_level0_px * slide.mpp_x * slide.mpp_y / 1e6,
     }

@@ -1,15 +1,14 @@
-"""Find tissue on an overview of a bright-field slide, and exchange its outline with QuPath."""
+"""Find tissue on an overview of a bright-field slide."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, SlideError
-from pipeline.outline import Ring, fill_rings, trace_polygons
+from pipeline.errors import SlideError
 
 PADDING_BLACK, PADDING_WHITE = 12, 254
 """Grey levels up to and from which (in all three channels) a pixel is padding or a gap: no stain gets that dark at
@@ -41,6 +40,7 @@ DARK_MEDIAN, WHITE_LIGHT, MIN_WHITE_SHARE = 60, 150, 0.05
 of pixels with all channels above the second is below the third: bright-field slides always show some white light."""
 
 Method = Literal["otsu", "fixed"]
+Channel = TypeVar("Channel", np.uint8, np.float32)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,54 @@ class TissueOptions:
     exclude_pen: bool = True
 
 
-def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOptions) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class Overview:
+    """What an overview shows, apart from tissue.
+
+    Parameters
+    ----------
+    density
+        Optical density against the slide's own glass, float32 [H, W, 3].
+    scanned
+        Where there are pixels of the slide and no padding, shape (H, W).
+    is_grey
+        Whether the slide has no colour.
+    is_dark
+        Whether its background is dark, as on a fluorescence or dark-field slide.
+    """
+
+    density: NDArray[np.float32]
+    scanned: NDArray[np.bool_]
+    is_grey: bool
+    is_dark: bool
+
+    @cached_property
+    def pen_coloured(self) -> NDArray[np.bool_]:
+        """Where the colours are of pen, shape (H, W); nowhere on a greyscale slide. See `find_pen`."""
+        if self.is_grey:
+            return np.zeros_like(self.scanned)
+        red, green, blue = (self.density[..., channel] for channel in range(3))
+        overall = mean(self.density)
+        blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
+        black = (overall > 0.5) & (largest(self.density) - smallest(self.density) < 0.15 * overall)
+        red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
+        return _drop_small((blue_or_green | black | red_ink) & self.scanned, 4)
+
+
+def look_at(thumbnail: NDArray[np.uint8]) -> Overview:
+    """Measure an overview, RGB, shape (H, W, 3)."""
+    brightest, darkest = largest(thumbnail), smallest(thumbnail)
+    padding = (brightest <= PADDING_BLACK) | (darkest >= PADDING_WHITE)
+    return Overview(
+        density=_optical_density(thumbnail, _glass(thumbnail, brightest, darkest, padding)),
+        # black touches tissue with mixed pixels whose colours JPEG makes up; white fades into glass
+        scanned=~_dilate(brightest <= PADDING_BLACK, 2) & ~padding,
+        is_grey=bool(np.count_nonzero(brightest != darkest) < MAX_COLOURED_SHARE * brightest.size),
+        is_dark=_is_dark_field(brightest, darkest),
+    )
+
+
+def find_tissue(thumbnail: NDArray[np.uint8] | Overview, *, mpp: float, options: TissueOptions) -> NDArray[np.bool_]:
     """Find tissue on an overview.
 
     Tissue is what absorbs the colours unequally: shadows, dust, bubbles and gaps are grey. Optical density is taken
@@ -80,7 +127,7 @@ def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOpti
     Parameters
     ----------
     thumbnail
-        RGB, shape (H, W, 3).
+        RGB, shape (H, W, 3), or what `look_at` made of it.
     mpp
         Its um per pixel.
 
@@ -93,104 +140,42 @@ def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float, options: TissueOpti
     SlideError
         If the background is dark: a fluorescence or dark-field slide.
     """
-    brightest, darkest = thumbnail.max(axis=2), thumbnail.min(axis=2)
-    padding = (brightest <= PADDING_BLACK) | (darkest >= PADDING_WHITE)
-    _refuse_dark_field(brightest, darkest)
-    density = _optical_density(thumbnail, _glass(thumbnail, brightest, darkest, padding))
-    # black touches tissue with mixed pixels whose colours JPEG makes up; white fades into glass
-    scanned = ~_dilate(brightest <= PADDING_BLACK, 2) & ~padding
-    is_grey = np.count_nonzero(brightest != darkest) < MAX_COLOURED_SHARE * brightest.size
-    feature = density.mean(axis=2) if is_grey else density.max(axis=2) - density.min(axis=2)
-    found = _stained(feature, scanned, is_grey=is_grey, mpp=mpp, options=options)
-    if options.exclude_pen:
-        found &= ~_pen(density, found)
-    found = _close(found, CLOSING_UM / mpp) & scanned
-    found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
-    return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
-
-
-def to_geojson(mask: NDArray[np.bool_], *, downsample: float, name: str = "Tissue") -> dict[str, Any]:
-    """Describe a mask as polygons with holes that QuPath opens as annotations.
-
-    Parameters
-    ----------
-    mask
-        Shape (H, W), its corner at the slide's.
-    downsample
-        Level-0 px per mask pixel.
-    name
-        QuPath's class of the annotations.
-
-    Returns
-    -------
-    A GeoJSON FeatureCollection, one feature a connected region, coordinates in level-0 px.
-    """
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [_scaled(ring, downsample) for ring in (polygon.outer, *polygon.holes)],
-            },
-            "properties": {
-                "objectType": "annotation",
-                "name": f"{name} {number}",
-                "classification": {"name": name, "color": [0, 150, 110]},
-            },
-        }
-        for number, polygon in enumerate(trace_polygons(mask), start=1)
-    ]
-    return {"type": "FeatureCollection", "features": features}
-
-
-def from_geojson(collection: Mapping[str, Any], *, shape: tuple[int, int], downsample: float) -> NDArray[np.bool_]:
-    """Rasterise polygons: the inverse of `to_geojson`, also for what was edited in QuPath.
-
-    Parameters
-    ----------
-    collection
-        A GeoJSON FeatureCollection of Polygon and MultiPolygon features, level-0 px.
-    shape
-        (H, W) of the mask.
-    downsample
-        Level-0 px per mask pixel.
-
-    Raises
-    ------
-    ConfigError
-        If a feature is of another geometry.
-    """
-    mask = np.zeros(shape, np.bool_)
-    for feature in collection["features"]:
-        for polygon in _polygons(feature["geometry"]):
-            rings = [np.asarray(ring, np.float64) / downsample for ring in polygon]
-            mask |= fill_rings(rings, shape=shape)
-    return mask
-
-
-def _polygons(geometry: Mapping[str, Any]) -> Iterable[Any]:
-    if geometry["type"] == "Polygon":
-        return (geometry["coordinates"],)
-    if geometry["type"] == "MultiPolygon":
-        return tuple(geometry["coordinates"])
-    raise ConfigError(f"the GeoJSON holds a {geometry['type']}; only Polygon and MultiPolygon have an inside")
-
-
-def _scaled(ring: Ring, downsample: float) -> list[list[float]]:
-    # a hundredth of a pixel: exact for the round trip, half the size of the file
-    corners: list[list[float]] = np.round(ring * downsample, 2).tolist()
-    return corners
-
-
-def _refuse_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> None:
-    seen = brightest > PADDING_BLACK
-    if np.count_nonzero(seen) < 0.001 * seen.size:
-        return  # entirely black: nothing was scanned, so there is no tissue
-    if np.median(brightest) < DARK_MEDIAN and np.mean(darkest[seen] > WHITE_LIGHT) < MIN_WHITE_SHARE:
+    overview = thumbnail if isinstance(thumbnail, Overview) else look_at(thumbnail)
+    if overview.is_dark:
         raise SlideError(
             "its background is dark, as on a fluorescence slide",
             remedy="leave it out: only bright-field slides (H&E, IHC) can be used",
         )
+    density = overview.density
+    feature = mean(density) if overview.is_grey else largest(density) - smallest(density)
+    found = _stained(feature, overview.scanned, is_grey=overview.is_grey, mpp=mpp, options=options)
+    if options.exclude_pen:
+        found &= ~find_pen(overview, found)
+    found = _close(found, CLOSING_UM / mpp) & overview.scanned
+    found = _drop_small(found, options.min_area_mm2 / (mpp / 1000) ** 2)
+    return _fill_small_holes(found, options.min_hole_mm2 / (mpp / 1000) ** 2)
+
+
+def largest(channels: NDArray[Channel]) -> NDArray[Channel]:
+    """Give the largest of three channels, (H, W, 3) to (H, W): ten times faster than along NumPy's last axis."""
+    return np.maximum(np.maximum(channels[..., 0], channels[..., 1]), channels[..., 2])
+
+
+def smallest(channels: NDArray[Channel]) -> NDArray[Channel]:
+    """Give the smallest of three channels, (H, W, 3) to (H, W)."""
+    return np.minimum(np.minimum(channels[..., 0], channels[..., 1]), channels[..., 2])
+
+
+def mean(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the mean of three channels, (H, W, 3) to (H, W)."""
+    return cv2.transform(channels, np.full((1, 3), 1 / 3)).astype(np.float32, copy=False)
+
+
+def _is_dark_field(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> bool:
+    seen = brightest > PADDING_BLACK
+    if np.count_nonzero(seen) < 0.001 * seen.size:
+        return False  # entirely black: nothing was scanned, so there is no tissue
+    return bool(np.median(brightest) < DARK_MEDIAN and np.mean(darkest[seen] > WHITE_LIGHT) < MIN_WHITE_SHARE)
 
 
 def _glass(
@@ -217,7 +202,7 @@ def _optical_density(thumbnail: NDArray[np.uint8], glass: NDArray[np.float64]) -
     """Give -log10(I / glass), shape (H, W, 3), 0 where brighter than glass; grey level 0 counts as 1."""
     levels = np.maximum(np.arange(256), 1)[:, None]
     table = np.maximum(-np.log10(levels / glass), 0).astype(np.float32)
-    return np.stack([table[thumbnail[..., channel], channel] for channel in range(3)], axis=-1)
+    return cv2.LUT(thumbnail, table[None]).astype(np.float32, copy=False)
 
 
 def _stained(
@@ -243,21 +228,16 @@ def _otsu(values: NDArray[np.float32]) -> float:
     return level * 0.5 / 255
 
 
-def _pen(density: NDArray[np.float32], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find pen by colours that H&E cannot have.
+def find_pen(overview: Overview, tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find pen by colours that H&E cannot have, shape (H, W).
 
     Eosin and haematoxylin absorb green most. Blue and green ink absorb red most; black ink absorbs all alike, and
-    much; red ink absorbs blue about as much as green, and no red at all. Where "pen" is most of what was found, it is
-    the stain (trichrome, Giemsa) and stays.
+    much; red ink absorbs blue about as much as green, and no red at all. Where "pen" is most of `tissue`, shape (H, W),
+    it is the stain (trichrome, Giemsa) and no pen.
     """
-    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
-    mean = density.mean(axis=2)
-    blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
-    black = (mean > 0.5) & (density.max(axis=2) - density.min(axis=2) < 0.15 * mean)
-    red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
-    pen = _drop_small(blue_or_green | black | red_ink, 4)
-    if np.count_nonzero(pen & found) > 0.5 * np.count_nonzero(found):
-        return np.zeros_like(found)
+    pen = overview.pen_coloured
+    if np.count_nonzero(pen & tissue) > 0.5 * np.count_nonzero(tissue):
+        return np.zeros_like(tissue)
     return _dilate(pen, 2)  # the soft rim of a stroke
 
 

@@ -32,7 +32,7 @@ def write_svs(
     factors
         Downsamples of the further levels; levels that would vanish are left out.
     compression
-        "jpeg", or "jpeg2000" for lossless pixels.
+        "jpeg"; "jpeg2000" for lossless pixels; or another name that tifffile knows.
     quality
         Of the JPEG.
     """
@@ -44,8 +44,10 @@ def write_svs(
     tiled: dict[str, Any] = {"tile": (TILE_PX, TILE_PX), "photometric": "rgb", "metadata": None}
     if compression == "jpeg":
         tiled |= {"compression": "jpeg", "compressionargs": {"level": quality}}
-    else:
+    elif compression == "jpeg2000":
         tiled |= {"compression": 33005, "compressionargs": {"level": 0, "reversible": True}}
+    else:
+        tiled |= {"compression": compression}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tifffile.TiffWriter(path) as writer:
         writer.write(pixels, description=description, **tiled)
@@ -92,3 +94,50 @@ def slide_with_tissue(
     pixels = np.clip(generator.normal(glass, 1.5, (height, width, 3)), 0, 255).astype(np.uint8)
     pixels[y : y + box_height, x : x + box_width] = tissue_like(box_height, box_width, seed=seed)
     return pixels
+
+
+def write_scn(path: Path, pixels: NDArray[np.uint8], *, origin: tuple[int, int], canvas: tuple[int, int]) -> Path:
+    """Write a Leica SCN slide of 0.5 um per pixel, scanned from `origin` on of a larger canvas (width, height).
+
+    OpenSlide states its bounds and shows the canvas around it as transparent.
+    """
+    height, width = pixels.shape[:2]
+    factor, nm = 16, 500
+    macro = np.full((canvas[1] // factor, canvas[0] // factor, 3), 240, np.uint8)
+    image = """<image name="image_{ifd}"><pixels sizeX="{width}" sizeY="{height}">
+      <dimension sizeX="{width}" sizeY="{height}" r="0" ifd="{ifd}"/></pixels>
+      <view sizeX="{view_width}" sizeY="{view_height}" offsetX="{x}" offsetY="{y}" spacingZ="0"/>
+      <creationDate>2020-01-01T00:00:00.00Z</creationDate><device model="Leica SCN400;Leica SCN" version="1.5"/>
+      <scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>
+      <illuminationSettings><numericalAperture>0.4</numericalAperture>
+      <illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"""
+    parts = [
+        image.format(
+            ifd=0,
+            width=macro.shape[1],
+            height=macro.shape[0],
+            x=0,
+            y=0,
+            view_width=canvas[0] * nm,
+            view_height=canvas[1] * nm,
+        ),
+        image.format(
+            ifd=1,
+            width=width,
+            height=height,
+            x=origin[0] * nm,
+            y=origin[1] * nm,
+            view_width=width * nm,
+            view_height=height * nm,
+        ),
+    ]
+    description = (
+        '<?xml version="1.0" encoding="UTF-8"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection name="c" sizeX="{canvas[0] * nm}" sizeY="{canvas[1] * nm}">{"".join(parts)}</collection></scn>'
+    )
+    tiled: dict[str, Any] = {"tile": (TILE_PX, TILE_PX), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        writer.write(macro, description=description, **tiled)
+        writer.write(pixels, **tiled, resolution=(1e7 / nm, 1e7 / nm), resolutionunit="CENTIMETER")
+    return path

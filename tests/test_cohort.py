@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import cohort
+from pipeline.discovery import discover
 from pipeline.errors import ConfigError
+from pipeline.fingerprint import fingerprint
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -23,7 +25,7 @@ def labels_file(folder: Path, text: str) -> Path:
 
 def test_an_id_is_the_path_below_the_folder_without_its_extension(tmp_path: Path) -> None:
     touch(tmp_path, "b.svs", "site a/x.1.tiff", "ünï (1).NDPI")
-    slides, warnings = cohort.discover(tmp_path)
+    slides, warnings = discover(tmp_path)
     assert list(slides) == ["b", "site a__x.1", "ünï (1)"]
     assert slides["site a__x.1"] == tmp_path / "site a" / "x.1.tiff"
     assert warnings == []
@@ -31,39 +33,76 @@ def test_an_id_is_the_path_below_the_folder_without_its_extension(tmp_path: Path
 
 def test_decomposed_letters_in_a_file_name_give_the_composed_id(tmp_path: Path) -> None:
     touch(tmp_path, unicodedata.normalize("NFD", "ü.svs"))
-    assert list(cohort.discover(tmp_path)[0]) == ["ü"]
+    assert list(discover(tmp_path)[0]) == ["ü"]
 
 
 def test_ignored_files_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", ".b.svs", "c.jpg", "d.svs.part", "notes.txt", ".gitkeep")
-    _, warnings = cohort.discover(tmp_path)
+    _, warnings = discover(tmp_path)
     assert len(warnings) == 3
     assert ".b.svs is ignored: hidden." in warnings[0]
 
 
 def test_a_mirax_folder_and_a_dicom_folder_are_one_slide_each(tmp_path: Path) -> None:
     touch(tmp_path, "m.mrxs", "m/Data0000.dat", "m/thumb.tif", "d/1.dcm", "d/2.dcm")
-    slides, warnings = cohort.discover(tmp_path)
+    slides, warnings = discover(tmp_path)
     assert slides == {"d": tmp_path / "d", "m": tmp_path / "m.mrxs"}
     assert warnings == []
+
+
+@pytest.mark.parametrize("suffix", [".vms", ".VMU"])
+def test_the_files_that_a_hamamatsu_index_names_belong_to_it(tmp_path: Path, suffix: str) -> None:
+    touch(tmp_path, "a-0.jpg", "a-1.jpg", "a-map.jpg", "a.opt", "other.jpg")
+    index = tmp_path / f"a{suffix}"
+    index.write_text(
+        "[Virtual Microscope Specimen]\r\nImageFile=a-0.jpg\r\nImageFile(1,0)=a-1.jpg\r\n"
+        "MapFile=a-map.jpg\r\nOptimisationFile=a.opt\r\nNoLayers=1\r\n"
+    )
+    slides, warnings = discover(tmp_path)
+    assert slides == {"a": index}
+    assert [warning for warning in warnings if "other.jpg" not in warning] == []
+    before = fingerprint(index)
+    (tmp_path / "a-1.jpg").write_bytes(b"xx")
+    changed = fingerprint(index)
+    (tmp_path / "other.jpg").write_bytes(b"xx")
+    assert before != changed == fingerprint(index)
+
+
+def test_what_lies_beside_a_trestle_slide_is_not_worth_a_word(tmp_path: Path) -> None:
+    slides, warnings = discover(touch(tmp_path, "a.tif", "a.tif-b", "a.Full"))
+    assert list(slides) == ["a"]
+    assert warnings == []
+
+
+def test_a_dicom_series_needs_a_folder_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"itself holds \.dcm files; put each DICOM series into a folder"):
+        discover(touch(tmp_path, "1.dcm"))
 
 
 @pytest.mark.parametrize("names", [("a.svs", "a.tif"), ("x/y.svs", "x__y.svs")])
 def test_two_slides_of_one_id_are_both_named(tmp_path: Path, names: tuple[str, str]) -> None:
     touch(tmp_path, *names)
     with pytest.raises(ConfigError, match="have the same slide id") as caught:
-        cohort.discover(tmp_path)
+        discover(tmp_path)
     assert all(name in str(caught.value) for name in names)
 
 
 def test_an_empty_folder_says_what_to_put_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no slides in .*put whole-slide images"):
-        cohort.discover(tmp_path / "raw")
+        discover(tmp_path / "raw")
+
+
+def test_a_link_to_nothing_is_ignored_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    (tmp_path / "b.svs").symlink_to(tmp_path / "gone.svs")
+    slides, warnings = discover(tmp_path)
+    assert list(slides) == ["a"]
+    assert "b.svs is ignored: it is a link to a file that is not there." in warnings[0]
 
 
 def test_a_brace_in_a_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot hold braces"):
-        cohort.discover(touch(tmp_path, "a{b}.svs"))
+        discover(touch(tmp_path, "a{b}.svs"))
 
 
 def test_labels_are_read_with_their_patients(tmp_path: Path) -> None:
@@ -158,3 +197,33 @@ def test_a_skipped_slide_is_left_out(tmp_path: Path) -> None:
 def test_a_bad_override_is_named(tmp_path: Path, row: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         loaded(tmp_path, GOOD, overrides=f"slide_id,mpp,skip\n{row}\n")
+
+
+def test_drawings_are_found_by_slide_and_strangers_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "raw", *(f"{name}.svs" for name in "abcd"))
+    touch(tmp_path / "tissue", "a.geojson", "gone.geojson", "a.txt")
+    touch(tmp_path / "roi", "a.geojson", "b.geojson")
+    found = cohort.load(
+        tmp_path / "raw",
+        labels=labels_file(tmp_path, GOOD),
+        overrides=tmp_path / "overrides.csv",
+        target="label",
+        folds=2,
+        tissue=tmp_path / "tissue",
+        roi=tmp_path / "roi",
+    )
+    assert found.drawn == {
+        "a": cohort.Drawn(tmp_path / "tissue" / "a.geojson", tmp_path / "roi" / "a.geojson"),
+        "b": cohort.Drawn(None, tmp_path / "roi" / "b.geojson"),
+    }
+    assert [warning for warning in found.warnings if "no slide is called 'gone'" in warning]
+    before = cohort.drawn_digest(found.drawn["a"])
+    (tmp_path / "roi" / "a.geojson").write_bytes(b"y")
+    assert cohort.drawn_digest(found.drawn["a"]) != before
+    assert cohort.drawn_digest(None) == ""
+
+
+def test_a_skipped_slide_keeps_its_note(tmp_path: Path) -> None:
+    found = loaded(tmp_path, GOOD, overrides="slide_id,skip,note\ne,true,smeared\nabsent,true,\n")
+    assert found.skipped["e"].note == "smeared"
+    assert [warning for warning in found.warnings if "overrides.csv names 1 slide(s) that are not in" in warning]

@@ -65,3 +65,12 @@ def test_a_dicom_folder_counts_with_names_and_contents(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fingerprint(tmp_path / "a.svs")
+
+
+def test_a_folder_of_the_same_name_beside_a_slide_of_one_file_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    path.write_bytes(b"slide")
+    before = fingerprint(path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.svs").write_bytes(b"slide")
+    assert fingerprint(path) == before

@@ -225,6 +225,13 @@ def test_geojson_has_a_square_of_level_0_pixels_a_tile(slide_path: Path, tmp_pat
     assert feature["properties"]["measurements"]["attention percentile"] == 100
 
 
+def test_geojson_is_in_qupaths_frame_on_a_slide_with_bounds(slide_path: Path, tmp_path: Path) -> None:
+    attention = write_attention(tmp_path / "a.zarr.zip", grid(1, 1), np.ones(1), bounds=[224, 112, 448, 448])
+    _, collection = draw(slide_path, attention, tmp_path)
+    corner = collection["features"][0]["geometry"]["coordinates"][0][0]
+    assert corner == (grid(1, 1)[0] - (224, 112)).tolist()
+
+
 @pytest.mark.parametrize("opens", [True, False])
 def test_a_quarantined_slide_gets_a_page_and_no_tiles(slide_path: Path, tmp_path: Path, opens: bool) -> None:
     error = SlideError("no tissue was found", remedy="look at the preview in results/tissue")

@@ -207,6 +207,16 @@ def test_a_cohort_without_any_usable_slide_still_has_a_report(tmp_path: Path) ->
     assert "there is nothing to measure" in (reports / "index.html").read_text(encoding="utf-8")
 
 
+def test_tiles_left_out_for_their_quality_are_counted(run: Run) -> None:
+    run.add("pale", np.array([0.3, 0.7]), label=None, excluded={"pen": 0, "blur": 3, "fold": 1})
+    reports = run.write()
+    rows = {row["slide_id"]: row for row in rows_of(reports / "quality.tsv", "\t")}
+    assert rows["pale"] == {"slide_id": "pale", "used": "4", "pen": "0", "blur": "3", "fold": "1"}
+    page = (reports / "index.html").read_text(encoding="utf-8")
+    table = page[page.index("Patches left out for their quality") :]
+    assert re.search(r"pale</th>.*?50\.0 %", table, re.DOTALL)
+
+
 @pytest.mark.parametrize("stage", ["check", "tile", "embed", "predict"])
 def test_quarantine_names_the_stage_that_failed_first(run: Run, stage: str) -> None:
     error = SlideError("no mpp in its properties", remedy="add it to the overrides table")
@@ -331,7 +341,7 @@ def test_the_page_says_for_each_slide_whether_the_prediction_is_right(run: Run) 
 def test_the_same_run_gives_the_same_files(run: Run) -> None:
     first = {path.name: path.read_bytes() for path in run.write().glob("*.*")}
     assert first == {path.name: path.read_bytes() for path in run.write().glob("*.*")}
-    assert set(first) == {"index.html", "predictions.csv", "metrics.json", "quarantine.tsv"}
+    assert set(first) == {"index.html", "predictions.csv", "metrics.json", "quality.tsv", "quarantine.tsv"}
 
 
 def test_summary_says_what_was_done_and_where_to_look(run: Run) -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import store
-from pipeline.tile import place_tiles, run
-from pipeline.tissue import TissueOptions, from_geojson
-from tests.slides import slide_with_tissue, write_svs
+from pipeline.cohort import Drawn
+from pipeline.errors import SlideError
+from pipeline.geojson import from_geojson
+from pipeline.grid import place_tiles
+from pipeline.preview import draw_placeholder
+from pipeline.quality import QualityOptions
+from pipeline.slide import open_slide
+from pipeline.tile import overview_scale, run
+from pipeline.tissue import TissueOptions
+from tests.slides import slide_with_tissue, write_scn, write_svs
 
 SETTINGS: dict[str, Any] = {
     "patch_px": 64,
@@ -20,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "overlap": 0.0,
     "min_tissue": 0.5,
     "tissue_options": TissueOptions(),
+    "quality": QualityOptions(max_blur=1),  # the tissue drawn here is as smooth as one out of focus
 }
 TISSUE_BOX = (256, 128, 1024, 512)
 
@@ -211,3 +220,117 @@ def test_a_tile_at_the_least_share_is_kept() -> None:
     assert place_tiles(mask, min_tissue=0.5, **options)[0].tolist() == [[0, 0]]
     assert place_tiles(mask, min_tissue=0.51, **options)[0].tolist() == []
     assert len(place_tiles(mask, min_tissue=0, **options)[0]) == 4
+
+
+def test_drawn_tissue_replaces_the_one_that_is_found(slide_path: Path, tmp_path: Path) -> None:
+    outline = draw(tmp_path / "t.geojson", (320, 192, 192, 128))
+    artefact = tile(slide_path, tmp_path, drawn=Drawn(tissue=outline))
+    assert set(map(tuple, artefact.arrays["coords"].tolist())) == {(x, y) for x in (320, 384, 448) for y in (192, 256)}
+    assert artefact.attributes["drawn"] == ["tissue"]
+
+
+def test_regions_restrict_the_tissue(slide_path: Path, tmp_path: Path) -> None:
+    region = draw(tmp_path / "r.geojson", (0, 0, 512, 1000))
+    coords = tile(slide_path, tmp_path, drawn=Drawn(roi=region)).arrays["coords"]
+    assert coords[:, 0].max() == 448
+    assert len(coords) >= 0.9 * 4 * 8
+    outside = draw(tmp_path / "o.geojson", (1400, 800, 100, 100))
+    left_out = tile(slide_path, tmp_path, drawn=Drawn(roi=outside))
+    assert "no tissue in the regions of" in left_out.attributes["reason"]
+
+
+def test_a_malformed_drawing_quarantines_its_slide(slide_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.geojson").write_text("{")
+    artefact = tile(slide_path, tmp_path, drawn=Drawn(tissue=tmp_path / "bad.geojson"))
+    assert "bad.geojson is not JSON" in artefact.attributes["reason"]
+
+
+def draw(path: Path, box: tuple[int, int, int, int]) -> Path:
+    x, y, width, height = box
+    ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+    path.write_text(json.dumps([{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}]))
+    return path
+
+
+def test_spoilt_tiles_are_left_out_counted_and_crossed_out(shared_data: Path, tmp_path: Path) -> None:
+    with open_slide(shared_data / "slides" / "CMU-1-Small-Region.svs") as slide:
+        pixels = slide.read(0, 0, level=0, width=slide.width, height=slide.height)
+    good = write_svs(tmp_path / "good.svs", pixels, mpp=0.499)
+    pixels[1500:2400] = cv2.GaussianBlur(pixels[1500:2400], (0, 0), 4)
+    spoilt = write_svs(tmp_path / "spoilt.svs", pixels, mpp=0.499)
+    changes: dict[str, Any] = {"patch_px": 224, "quality": QualityOptions()}
+    before, after = tile(good, tmp_path / "good", **changes), tile(spoilt, tmp_path / "spoilt", **changes)
+    assert before.attributes["excluded"] == {"pen": 0, "blur": 0, "fold": 0}
+    lost = after.attributes["excluded"]["blur"]
+    assert lost == len(before.arrays["coords"]) - len(after.arrays["coords"])
+    y, kept_y = before.arrays["coords"][:, 1], after.arrays["coords"][:, 1]
+    assert not ((kept_y >= 1500) & (kept_y + 224 <= 2400)).any()
+    outside = [(corners + 224 <= 1500) | (corners >= 2400) for corners in (y, kept_y)]
+    assert outside[0].sum() == outside[1].sum()
+    assert {name: values.dtype for name, values in after.arrays.items() if name != "coords"} == dict.fromkeys(
+        ("tissue", "pen", "blur", "fold"), np.dtype(np.float32)
+    )
+    kept = tile(spoilt, tmp_path / "kept", patch_px=224, quality=QualityOptions(max_blur=1))
+    assert len(kept.arrays["coords"]) == len(before.arrays["coords"])
+    assert kept.arrays["blur"].max() > 0.9
+
+
+def test_a_slide_that_is_spoilt_all_over_is_quarantined(slide_path: Path, tmp_path: Path) -> None:
+    artefact = tile(slide_path, tmp_path, quality=QualityOptions())
+    assert "128 tiles are spoilt (128 by blur)" in artefact.attributes["reason"]
+
+
+def test_tiles_on_pen_are_left_out(tmp_path: Path) -> None:
+    pixels = slide_with_tissue(1000, 1600, box=TISSUE_BOX)
+    cv2.line(pixels, (300, 150), (1200, 150), (30, 140, 70), 40)
+    path = write_svs(tmp_path / "a.svs", pixels)
+    changes: dict[str, Any] = {"tissue_options": TissueOptions(), "min_tissue": 0.1}
+    strict = tile(path, tmp_path / "strict", **changes)
+    lax = tile(path, tmp_path / "lax", quality=QualityOptions(max_pen=1, max_blur=1), **changes)
+    assert strict.attributes["excluded"]["pen"] >= 10
+    assert len(lax.arrays["coords"]) > len(strict.arrays["coords"])
+    assert strict.arrays["pen"].max() <= 0.1 < lax.arrays["pen"].max()
+
+
+def test_a_slide_with_bounds_is_tiled_inside_them_and_outlined_in_qupaths_frame(tmp_path: Path) -> None:
+    path = write_scn(
+        tmp_path / "a.scn", slide_with_tissue(1000, 1600, box=TISSUE_BOX), origin=(640, 320), canvas=(3200, 2400)
+    )
+    artefact = tile(path, tmp_path)
+    assert (artefact.attributes["vendor"], artefact.attributes["bounds"]) == ("leica", [640, 320, 1600, 1000])
+    coords = artefact.arrays["coords"]
+    assert (coords >= (640 + 256 - 32, 320 + 128 - 32)).all()
+    assert (coords + 64 <= (640 + 256 + 1024 + 32, 320 + 128 + 512 + 32)).all()
+    assert ((coords - (640, 320)) % 64 == 0).all()
+    outline = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))
+    corners = np.array(outline["features"][0]["geometry"]["coordinates"][0])
+    x, y, width, height = TISSUE_BOX
+    np.testing.assert_allclose(corners.min(axis=0), (x, y), atol=24)
+    np.testing.assert_allclose(corners.max(axis=0), (x + width, y + height), atol=24)
+    # what was written can be drawn again as it is
+    again = tile(path, tmp_path / "again", drawn=Drawn(tissue=tmp_path / "a.geojson"))
+    np.testing.assert_array_equal(again.arrays["coords"], coords)
+
+
+def test_the_overview_of_a_large_slide_is_bounded(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_slide(slide_path) as slide:
+        assert overview_scale(slide, 8.0) == 8.0
+        monkeypatch.setattr("pipeline.tile.MAX_OVERVIEW_PX", 2000)
+        assert overview_scale(slide, 8.0) == 16.0
+        assert overview_scale(slide, 0.1) == 16.0
+
+
+def test_a_long_sentence_stays_on_the_picture(tmp_path: Path) -> None:
+    words = "WWWW " * 60 + "W" * 300
+    picture = draw_placeholder("case", SlideError(words, remedy="look"))
+    ink = np.asarray((picture < 128).all(axis=2))
+    assert ink.any()
+    assert not ink[:, -10:].any()
+
+
+def test_a_fluorescence_slide_whose_tissue_is_drawn_is_tiled(shared_data: Path, tmp_path: Path) -> None:
+    outline = draw(tmp_path / "t.geojson", (0, 0, 2000, 2000))
+    path = shared_data / "slides" / "fluorescence-dapi.ndpi"
+    artefact = tile(path, tmp_path, drawn=Drawn(tissue=outline), patch_px=224)
+    assert len(artefact.arrays["coords"]) == 16
+    assert artefact.arrays["pen"].max() == artefact.arrays["fold"].max() == 0

@@ -1,16 +1,12 @@
-import json
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, SlideError
-from pipeline.tissue import TissueOptions, find_tissue, from_geojson, to_geojson
+from pipeline.errors import SlideError
+from pipeline.tissue import TissueOptions, find_tissue
 
 MPP = 8.0
 GLASS = 243
@@ -159,44 +155,3 @@ def test_a_fixed_threshold_is_taken_as_given() -> None:
     overview = slide((225, 200, 215))
     assert overlap(find(overview, method="fixed", threshold=0.03), box()) > 0.9
     assert not find(overview, method="fixed", threshold=0.3).any()
-
-
-@settings(max_examples=60, deadline=None)
-@given(arrays.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12))))
-def test_any_mask_survives_the_round_trip_through_geojson(mask: NDArray[np.bool_]) -> None:
-    collection = json.loads(json.dumps(to_geojson(mask, downsample=16.06)))
-    np.testing.assert_array_equal(from_geojson(collection, shape=mask.shape, downsample=16.06), mask)
-
-
-def test_polygons_are_closed_classified_and_have_holes() -> None:
-    mask = np.zeros((20, 30), np.bool_)
-    mask[2:12, 3:13] = True
-    mask[5:7, 6:9] = False
-    mask[15:18, 20:25] = True
-    features = to_geojson(mask, downsample=4)["features"]
-    assert [len(feature["geometry"]["coordinates"]) for feature in features] == [2, 1]
-    assert features[0]["properties"]["classification"]["name"] == "Tissue"
-    outer, hole = features[0]["geometry"]["coordinates"]
-    assert outer[0] == outer[-1]
-    assert sorted(map(tuple, outer[:-1])) == [(12, 8), (12, 48), (52, 8), (52, 48)]
-    assert sorted(map(tuple, hole[:-1])) == [(24, 20), (24, 28), (36, 20), (36, 28)]
-
-
-def test_polygons_edited_elsewhere_are_filled_by_pixel_centres() -> None:
-    triangle = [[0, 0], [8, 0], [0, 8], [0, 0]]
-    geometry = {
-        "type": "MultiPolygon",
-        "coordinates": [[triangle], [[[20, 20], [24, 20], [24, 24], [20, 24], [20, 20]]]],
-    }
-    collection = {"features": [{"geometry": geometry}, {"geometry": {"type": "Polygon", "coordinates": [triangle]}}]}
-    mask = from_geojson(collection, shape=(6, 6), downsample=4)
-    expected = np.zeros((6, 6), np.bool_)
-    expected[0, 0] = expected[5, 5] = True
-    assert mask.sum() in (2, 4)  # the triangle's slanted edge runs through the centres of two pixels
-    assert (mask & expected).sum() == 2
-
-
-def test_a_line_has_no_inside() -> None:
-    collection = {"features": [{"geometry": {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}}]}
-    with pytest.raises(ConfigError, match="LineString"):
-        from_geojson(collection, shape=(4, 4), downsample=1)

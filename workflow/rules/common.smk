@@ -91,6 +91,17 @@ def slide_print(wildcards):
     return slide_fingerprint(wildcards.slide)
 
 
+def drawn_files(wildcards):
+    """Give what the user drew on the slide: tissue and regions, if any (content counts, see `drawn_digest`)."""
+    drawn = COHORT.drawn.get(wildcards.slide, cohorts.Drawn())
+    return [ancient(file) for file in (drawn.tissue, drawn.roi) if file is not None]
+
+
+def drawn_digest(wildcards):
+    """Give a digest of what the user drew: a file that was added, changed or removed runs its slide again."""
+    return cohorts.drawn_digest(COHORT.drawn.get(wildcards.slide))
+
+
 def cohort_digest(wildcards):
     """Give a digest of all slides, labels and overrides."""
     return cohorts.cohort_digest(COHORT, {slide: slide_fingerprint(slide) for slide in COHORT.slides})
@@ -105,8 +116,8 @@ def flags(stage):
     """Give a function that tells a stage's settings, as flags of its command, for one slide or for the cohort."""
 
     def of_job(wildcards):
-        override = COHORT.overrides.get(wildcards.get("slide"))
-        return settings.flags(SETTINGS, stage, override=override)
+        slide = wildcards.get("slide")
+        return settings.flags(SETTINGS, stage, override=COHORT.overrides.get(slide), drawn=COHORT.drawn.get(slide))
 
     return of_job
 

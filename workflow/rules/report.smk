@@ -30,6 +30,7 @@ rule report:
         predictions=REPORTS / "predictions.csv",
         metrics=REPORTS / "metrics.json",
         quarantine=REPORTS / "quarantine.tsv",
+        quality=REPORTS / "quality.tsv",
     log:
         RESULTS / "logs" / "report.log",
     conda:

@@ -6,6 +6,7 @@ rule check:
         labels=ancient(SETTINGS["paths"]["labels"]),
     output:
         cohort=RESULTS / "cohort.tsv",
+        summary=RESULTS / "check.txt",
     log:
         RESULTS / "logs" / "check.log",
     # first, so that its warnings come before hours of work. Nothing but the report depends on it: a job behind an ancient
@@ -19,12 +20,14 @@ rule check:
         cohort=cohort_digest,
         flags=flags("check"),
     shell:
-        "python -m pipeline check --cohort {output.cohort:q} --threads {threads} {params.flags} 2> {log:q}"
+        "python -m pipeline check --cohort {output.cohort:q} --summary {output.summary:q} --threads {threads}"
+        " {params.flags} 2> {log:q}"
 
 
 rule tile:
     input:
         slide=slide_path,
+        drawn=drawn_files,
     output:
         tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
         tissue=RESULTS / "tissue" / "{slide}.geojson",
@@ -36,6 +39,7 @@ rule tile:
     params:
         version=STAGE_VERSIONS["tile"],
         fingerprint=slide_print,
+        drawn=drawn_digest,
         flags=flags("tile"),
     shell:
         "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"

@@ -1,0 +1,116 @@
+"""The command that looks at a cohort before any work is done; alone, it takes its options from config.yaml."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
+
+from pipeline.errors import ConfigError
+from pipeline.options import (
+    DefaultMpp,
+    Folds,
+    LabelsFile,
+    MppFromObjective,
+    Overlap,
+    OverridesFile,
+    PatchPx,
+    SlidesFolder,
+    Target,
+    TargetMpp,
+    Threads,
+    Weights,
+    WeightsFolder,
+)
+
+ROOT = Path(__file__).parents[1]
+THREADS = 8
+
+
+def check(
+    *,
+    slides: SlidesFolder,
+    labels: LabelsFile,
+    overrides: OverridesFile,
+    target: Target,
+    folds: Folds,
+    encoder: Annotated[str, Option(help="Encoder whose weights must be there.")],
+    weights: Weights = None,
+    weights_folder: WeightsFolder = Path("weights"),
+    cohort: Annotated[Path, Option(help="Table to write.")],
+    summary: Annotated[Path, Option(help="Summary to write.")],
+    tissue: Annotated[Path | None, Option(help="Folder of drawn tissue; may be missing.")] = None,
+    roi: Annotated[Path | None, Option(help="Folder of drawn regions; may be missing.")] = None,
+    patch_px: PatchPx,
+    target_mpp: TargetMpp,
+    overlap: Overlap,
+    default_mpp: DefaultMpp = None,
+    mpp_from_objective: MppFromObjective = False,
+    threads: Threads = 1,
+) -> None:
+    """Open every slide's header, write the cohort table and say what to mend; without options, by config.yaml."""
+    from pipeline import check as stage
+    from pipeline import cohort as cohorts
+    from pipeline import encoders
+    from pipeline.forecast import Work
+
+    found = cohorts.load(
+        slides,
+        labels=labels,
+        overrides=overrides,
+        target=target,
+        folds=folds,
+        tissue=tissue,
+        roi=roi,
+        must_train=False,
+    )
+    stage.run(
+        found,
+        output=cohort,
+        summary=summary,
+        default_mpp=default_mpp,
+        mpp_from_objective=mpp_from_objective,
+        threads=threads,
+        work=Work(patch_px=patch_px, mpp=target_mpp, overlap=overlap, encoder=encoder),
+    )
+    # last, so that the table and the summary are there whatever else must be mended
+    if found.problem:
+        raise ConfigError(found.problem)
+    encoders.check_weights(encoder, folder=weights_folder, weights=weights)
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """Give a command's arguments; those of `check` alone are completed from the configuration.
+
+    The configuration is the checkout's `config.yaml`, and over it the one of the folder the command runs in.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration is not valid.
+    """
+    if list(arguments) != ["check"]:
+        return list(arguments)
+    import yaml
+
+    from pipeline import settings
+
+    config: dict[str, Any] = {}
+    for path in dict.fromkeys((ROOT / "config.yaml", Path.cwd() / "config.yaml")):
+        if path.is_file():
+            config = _merged(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    results = Path(checked["paths"]["results"])
+    outputs = {"--cohort": results / "cohort.tsv", "--summary": results / "check.txt", "--threads": THREADS}
+    written = [str(part) for pair in outputs.items() for part in pair]
+    return ["check", *shlex.split(settings.flags(checked, "check")), *written]
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay sections over sections, as Snakemake does with several config files."""
+    both = {
+        name: _merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        for name, value in changes.items()
+    }
+    return {**base, **both}

@@ -1,0 +1,89 @@
+"""Find the slides below a folder, and their ids.
+
+Only the standard library is imported here, because the workflow reads the cohort each time it plans.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, companions
+
+_NO_WARNING = frozenset({".gitkeep", ".ds_store", "thumbs.db", "desktop.ini"})
+_NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson", ".full"})
+
+
+def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Find the slides below `folder`.
+
+    A slide's id is its path below `folder` without the extension, `/` written as `__`. A folder that holds `.dcm` files
+    is one slide; the folder beside a `.mrxs` file, and the files that a `.vms` or `.vmu` file names, belong to it.
+
+    Returns
+    -------
+    Paths by id, sorted by id, and a warning for each file that was ignored though it might be meant as a slide.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is missing or holds no slide, if two slides have one id, or if a name has a brace or a control
+        character (a brace marks a wildcard in the workflow).
+    """
+    found: dict[str, Path] = {}
+    warnings: list[str] = []
+    for path in _slide_paths(folder, warnings):
+        if path == folder:
+            raise ConfigError(f"{folder} itself holds .dcm files; put each DICOM series into a folder of its own there")
+        relative = path.relative_to(folder)
+        name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
+        slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
+        if any(letter in "{}" or ord(letter) < 32 for letter in slide_id):
+            raise ConfigError(f"{path}: a slide's name cannot hold braces or control characters; rename it")
+        if slide_id in found:
+            raise ConfigError(
+                f"{found[slide_id]} and {path} have the same slide id '{slide_id}'; rename or remove one of them"
+            )
+        found[slide_id] = path
+    if not found:
+        raise ConfigError(
+            f"no slides in {folder}; put whole-slide images (.svs, .ndpi, .mrxs, .tiff and others) there"
+            " and their labels in the labels file"
+        )
+    return dict(sorted(found.items())), warnings
+
+
+def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    belonging = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
+    for entry in entries:
+        if entry.suffix.lower() in {".vms", ".vmu"} and entry.is_file():
+            belonging.update(companions(entry))
+    if any(_is_dicom(entry) for entry in entries):
+        yield folder
+        entries = [entry for entry in entries if entry.is_dir()]
+    for entry in entries:
+        hidden = entry.name.startswith(".")
+        if entry in belonging:
+            continue
+        if entry.is_symlink() and not entry.exists():
+            warnings.append(f"{entry} is ignored: it is a link to a file that is not there.")
+            continue
+        if entry.is_dir():
+            if not hidden:
+                yield from _slide_paths(entry, warnings)
+        elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
+            yield entry
+        elif not _is_expected(entry):
+            why = "hidden" if hidden else f"'{entry.suffix or entry.name}' is no slide extension"
+            warnings.append(f"{entry} is ignored: {why}.")
+
+
+def _is_expected(entry: Path) -> bool:
+    """Tell files that nobody means as a slide, with those beside a Trestle slide (`.Full`, `.tif-b`)."""
+    suffix = entry.suffix.lower()
+    return entry.name.lower() in _NO_WARNING or suffix in _NO_WARNING_SUFFIXES or suffix.startswith(".tif-")
+
+
+def _is_dicom(entry: Path) -> bool:
+    return entry.suffix.lower() == DICOM_SUFFIX and not entry.name.startswith(".") and entry.is_file()

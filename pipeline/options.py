@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
+LabelsFile = Annotated[Path, Option(help="Labels file.")]
+OverridesFile = Annotated[Path, Option(help="Overrides file; may be missing.")]
+Target = Annotated[str, Option(help="Column of the labels file to learn.")]
+Folds = Annotated[int, Option(min=2, help="Outer folds, which the labels must allow.")]
+SlideFile = Annotated[Path, Argument(help="The slide.", show_default=False)]
+SlideId = Annotated[str, Option(help="Its id.", show_default=False)]
+Threads = Annotated[int, Option(min=1, help="Threads to use.")]
+Gpus = Annotated[int, Option(min=0, help="GPUs that may be used; 0 computes on the CPU.")]
+Seed = Annotated[int, Option(min=0, help="The same seed gives the same result.")]
+Weights = Annotated[str | None, Option(help="File of the encoder's weights, or random; none: by its name.")]
+WeightsFolder = Annotated[Path, Option(help="Folder that has the encoders' weights by name.")]
+Mpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel of level 0, instead of what the slide says.")]
+DefaultMpp = Annotated[float | None, Option(min=0.05, max=10, help="um per pixel if the slide does not say it.")]
+MppFromObjective = Annotated[bool, Option(help="Take 10 um / objective power if nothing better is known.")]
+PatchPx = Annotated[int, Option(min=1, help="Edge of a patch, pixels.")]
+TargetMpp = Annotated[float, Option(min=0.05, max=10, help="um per pixel that patches are read at.")]
+Overlap = Annotated[float, Option(min=0, max=0.9, help="Of neighbouring tiles, as a share of their edge.")]
