@@ -22,7 +22,7 @@ from asmil.anchor import AnchorRegularizer
 from asmil.bags import Bag, BagSource, check_features, check_label, each, read_labels
 from asmil.errors import TrainingError
 from asmil.metrics import classification_metrics
-from asmil.protocol import AttentionMIL
+from asmil.protocol import AttentionMIL, TrainingHooks
 from asmil.seeding import seeded
 
 logger = logging.getLogger(__name__)
@@ -194,6 +194,7 @@ class Trainer:
             fused=True,  # one pass over the weights: 7 ms a step instead of 33 for the default model on one core
         )
         self.class_weights = self._class_weights()
+        self.hooks = model if isinstance(model, TrainingHooks) else TrainingHooks()
         self.epoch = 0
         self.history: list[History] = []
         self._best = _Best()
@@ -207,6 +208,8 @@ class Trainer:
 
     def run_epoch(self) -> History:
         """Train on every bag once, judge the model on the validation bags, and give the epoch's history."""
+        if self.epoch == 0:
+            self.hooks.prepare(self.training, seed=self.seed)
         self.epoch += 1
         if self.anchor is not None:
             self.anchor.begin_epoch(self.epoch, steps_per_epoch=len(self.training))
@@ -271,18 +274,21 @@ class Trainer:
         features, label = _checked(bag, self.model, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(number)
+        self.hooks.begin_step(self._progress(number))
         self.optimizer.zero_grad(set_to_none=True)
         logits, attention_logits = self.model(features)
         cross_entropy = self._cross_entropy(logits, label)
         alignment, weight = self._alignment(attention_logits, features)
+        objective = self.hooks.objective(cross_entropy, label)
         # without a weight the term is left out, so that a run with beta = 0 is bitwise one without an anchor
-        loss = cross_entropy + weight * alignment if weight else cross_entropy
+        loss = objective + weight * alignment if weight else objective
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         values = {"loss": loss, "cross_entropy": cross_entropy, "alignment": alignment, "gradient_norm": norm}
         numbers = dict(zip(values, torch.stack([value.detach().float() for value in values.values()]).tolist()))  # noqa: B905
         self._check_finite(numbers, bag.name)
         self.optimizer.step()
+        self.hooks.end_step()
         if self.anchor is not None:
             self.anchor.step()
         return numbers
@@ -311,9 +317,11 @@ class Trainer:
     def _learning_rate(self, number: int) -> float:
         if self.config.schedule == "constant":
             return self.config.learning_rate
-        done = (self.epoch - 1) * len(self.training) + number
-        share = done / (self.config.epochs * len(self.training))
-        return self.config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+        return self.config.learning_rate * (1 + math.cos(math.pi * self._progress(number))) / 2
+
+    def _progress(self, number: int) -> float:
+        """Give the share of all optimizer steps that is done before the `number`-th of this epoch."""
+        return ((self.epoch - 1) * len(self.training) + number) / (self.config.epochs * len(self.training))
 
     def _class_weights(self) -> list[float]:
         classes = self.model.classes
