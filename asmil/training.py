@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -29,11 +29,15 @@ logger = logging.getLogger(__name__)
 
 History = dict[str, float]
 """One epoch: `epoch` (int, from 1), `learning_rate` (of its last step), `loss`, `cross_entropy`, `alignment` (not yet
-weighted), `gradient_norm` (means over steps), `validation_cross_entropy`, `validation_<metric>` and the anchor's."""
+weighted), `gradient_norm` (means over bags; a bag has the norm of its step), `validation_cross_entropy`,
+`validation_<metric>` and the anchor's."""
 
 Schedule = Literal["cosine", "constant"]
 ClassWeights = Literal["none", "inverse_frequency"]
+Precision = Literal["fp32", "bf16"]
+_CHOICES = (("schedule", Schedule), ("class_weights", ClassWeights), ("precision", Precision))
 
+_NUMBERS = ("loss", "cross_entropy", "alignment", "gradient_norm")
 _ORDER, _NOISE = 0, 1  # the two random streams of an epoch: the order of the bags; dropout and token dropping
 
 
@@ -55,6 +59,11 @@ class FitConfig:
         "inverse_frequency" weights the cross-entropy of class c by n / (C n_c) of the training bags.
     patience
         Stop after so many epochs without a better one; None never stops early.
+    accumulate
+        Bags whose gradients are averaged into one optimizer step, >= 1; exact, and no larger in memory than one bag.
+    precision
+        "bf16" computes the model's matrix products in bfloat16 (autocast) in training; the weights, the losses, the
+        anchor and every evaluation stay in float32.
 
     Raises
     ------
@@ -69,9 +78,11 @@ class FitConfig:
     gradient_clip: float = 5.0
     class_weights: ClassWeights = "none"
     patience: int | None = None
+    accumulate: int = 1
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        for name, choice in (("schedule", Schedule), ("class_weights", ClassWeights)):
+        for name, choice in _CHOICES:
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(get_args(choice))}")
         ranges = {
@@ -80,6 +91,7 @@ class FitConfig:
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "gradient_clip": self.gradient_clip > 0,
             "patience": self.patience is None or self.patience >= 1,
+            "accumulate": self.accumulate >= 1,
         }
         for name, fits in ranges.items():
             if not fits:
@@ -128,7 +140,7 @@ def fit(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[History, AttentionMIL], None] | None = None,
 ) -> FitResult:
-    """Train a model, one bag a step, and leave it with the weights of its best epoch, in eval mode.
+    """Train a model, one bag at a time, and leave it with the weights of its best epoch, in eval mode.
 
     Parameters
     ----------
@@ -212,13 +224,14 @@ class Trainer:
             self.hooks.prepare(self.training, seed=self.seed)
         self.epoch += 1
         if self.anchor is not None:
-            self.anchor.begin_epoch(self.epoch, steps_per_epoch=len(self.training))
+            self.anchor.begin_epoch(self.epoch, steps_per_epoch=self._steps)
         order = np.random.default_rng([self.seed, self.epoch, _ORDER]).permutation(len(self.training))
         self.model.train()
         with seeded(self.seed, self.epoch, _NOISE, device=self.device):
-            steps = [self._step(self.training[int(place)], number) for number, place in enumerate(order)]
-        row: History = {"epoch": self.epoch, "learning_rate": self._learning_rate(len(order) - 1)}
-        row |= {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+            steps = [self._step(group.tolist(), number) for number, group in enumerate(self._groups(order))]
+        rows = [row for step in steps for row in step]
+        row: History = {"epoch": self.epoch, "learning_rate": self._learning_rate(self._steps - 1)}
+        row |= {name: math.fsum(each[name] for each in rows) / len(rows) for name in _NUMBERS}
         if self.anchor is not None:
             row |= self.anchor.diagnostics()
         row |= {f"validation_{name}": value for name, value in evaluate(self.model, self.validation).items()}
@@ -269,29 +282,41 @@ class Trainer:
         if self.anchor is not None:
             self.anchor.load_state_dict(state["anchor"])
 
-    def _step(self, bag: Bag, number: int) -> dict[str, float]:
-        """Take one optimizer step on one bag, the `number`-th (from 0) of this epoch."""
-        features, label = _checked(bag, self.model, self.device)
+    def _step(self, places: Sequence[int], number: int) -> list[dict[str, float]]:
+        """Take one optimizer step, the `number`-th (from 0) of this epoch, on the training bags at some places."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(number)
         self.hooks.begin_step(self._progress(number))
         self.optimizer.zero_grad(set_to_none=True)
-        logits, attention_logits = self.model(features)
+        names, values = [], []
+        for place in places:
+            bag = self.training[place]
+            names.append(bag.name)
+            values.append(self._backward(bag, share=1 / len(places)))
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        # read together: on a GPU that is one synchronisation a step
+        table = torch.stack([torch.stack([*row, norm.detach().float()]) for row in values]).tolist()
+        rows = [dict(zip(_NUMBERS, row, strict=True)) for row in table]
+        for name, row in zip(names, rows, strict=True):
+            self._check_finite(row, name)
+        self.optimizer.step()
+        self.hooks.end_step()
+        if self.anchor is not None:
+            self.anchor.step()
+        return rows
+
+    def _backward(self, bag: Bag, *, share: float) -> list[Tensor]:
+        """Add a share of one bag's gradient; give its loss, cross-entropy and alignment, detached."""
+        features, label = _checked(bag, self.model, self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits, attention_logits = self.model(features)
         cross_entropy = self._cross_entropy(logits, label)
         alignment, weight = self._alignment(attention_logits, features)
         objective = self.hooks.objective(cross_entropy, label)
         # without a weight the term is left out, so that a run with beta = 0 is bitwise one without an anchor
         loss = objective + weight * alignment if weight else objective
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        values = {"loss": loss, "cross_entropy": cross_entropy, "alignment": alignment, "gradient_norm": norm}
-        numbers = dict(zip(values, torch.stack([value.detach().float() for value in values.values()]).tolist()))  # noqa: B905
-        self._check_finite(numbers, bag.name)
-        self.optimizer.step()
-        self.hooks.end_step()
-        if self.anchor is not None:
-            self.anchor.step()
-        return numbers
+        (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]
+        return [value.detach().float() for value in (loss, cross_entropy, alignment)]
 
     def _cross_entropy(self, logits: Tensor, label: int) -> Tensor:
         target = torch.tensor(label, device=logits.device)
@@ -307,6 +332,15 @@ class Trainer:
             return self.anchor.loss(attention_logits, features, context=context), weight
         return self.anchor.loss(attention_logits.detach(), features, context=context), 0.0
 
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return math.ceil(len(self.training) / self.config.accumulate)
+
+    def _groups(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Divide an epoch's bags into those of each step; the last step may have fewer."""
+        return [order[start : start + self.config.accumulate] for start in range(0, len(order), self.config.accumulate)]
+
     def _check_finite(self, numbers: Mapping[str, float], name: str) -> None:
         for what, value in numbers.items():
             if not math.isfinite(value):
@@ -321,7 +355,7 @@ class Trainer:
 
     def _progress(self, number: int) -> float:
         """Give the share of all optimizer steps that is done before the `number`-th of this epoch."""
-        return ((self.epoch - 1) * len(self.training) + number) / (self.config.epochs * len(self.training))
+        return ((self.epoch - 1) * self._steps + number) / (self.config.epochs * self._steps)
 
     def _class_weights(self) -> list[float]:
         classes = self.model.classes

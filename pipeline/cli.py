@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from asmil.errors import BagError, TrainingError
 from pipeline.errors import ConfigError, PipelineError
 
 app = typer.Typer(
@@ -228,6 +229,8 @@ def train(
     options: Annotated[str, Option(help="Its options, as JSON.")],
     anchor: Annotated[str, Option(help="Options of the anchor (asmil.AnchorConfig), as JSON.")],
     training: Annotated[str, Option(help="Options of the training (asmil.FitConfig), as JSON.")],
+    stability_slides: Annotated[int, Option(min=0, help="Validation slides that attention is followed on.")] = 8,
+    cache_mb: Annotated[int, Option(min=0, help="Memory for features, MiB.")] = 4096,
     seed: Seed,
     threads: Threads = 1,
     gpus: Gpus = 0,
@@ -249,6 +252,8 @@ def train(
         model_options=_json_options(options, "--options"),
         anchor=_built(AnchorConfig, _json_options(anchor, "--anchor")),
         training=_built(FitConfig, _json_options(training, "--training")),
+        stability_slides=stability_slides,
+        cache_gb=cache_mb / 1024,
         seed=seed,
         device=choose_device(gpus=gpus),
     )
@@ -395,5 +400,5 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         app()
-    except PipelineError as error:
+    except (PipelineError, BagError, TrainingError) as error:
         sys.exit(f"Error: {error}")

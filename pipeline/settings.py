@@ -187,6 +187,11 @@ def embed_threads(settings: Settings) -> int:
     return int(settings["encoder"]["threads"]) if encoders.spec(settings["encoder"]["name"]).uses_gpu else 1
 
 
+def cache_mb(settings: Settings) -> int:
+    """Give the memory for features of a training job, in MiB."""
+    return int(1024 * settings["training"]["cache_gb"])
+
+
 def flags(settings: Settings, stage: str, *, override: Override | None = None) -> str:
     """Write a stage's settings as flags of its command.
 
@@ -241,7 +246,9 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
                 "model": settings["model"],
                 "options": _json(settings[settings["model"]]),
                 "anchor": _json(settings["anchor"]),
-                "training": _json(settings["training"]),
+                # the memory for features changes no result, so it is not a parameter: see cache_mb
+                "training": _json({k: v for k, v in settings["training"].items() if k != "cache_gb"}),
+                "stability_slides": settings["stability"]["slides"],
                 "seed": settings["seed"],
             }
         case "heatmap":

@@ -31,12 +31,15 @@ rule train:
         anchor=RESULTS / "model" / "fold-{fold}" / "anchor.safetensors",
         model=RESULTS / "model" / "fold-{fold}" / "model.json",
         history=RESULTS / "model" / "fold-{fold}" / "history.csv",
+        stability=RESULTS / "model" / "fold-{fold}" / "stability.csv",
     log:
         RESULTS / "logs" / "train" / "fold-{fold}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
         gpu=gpu_of("train"),
+        # a resource and not a parameter: another cache trains nothing again
+        cache_mb=settings.cache_mb(SETTINGS),
     params:
         version=STAGE_VERSIONS["train"],
         flags=flags("train"),
@@ -44,7 +47,8 @@ rule train:
         folder=lambda wildcards, output: Path(output.model).parent,
     shell:
         "python -m pipeline train --fold {wildcards.fold} --splits {input.splits:q} --bags {params.bags:q}"
-        " --folder {params.folder:q} --threads {threads} --gpus {resources.gpu} {params.flags} 2> {log:q}"
+        " --folder {params.folder:q} --threads {threads} --gpus {resources.gpu}"
+        " --cache-mb {resources.cache_mb} {params.flags} 2> {log:q}"
 
 
 rule predict:
