@@ -38,6 +38,8 @@ class Prediction:
         "out_of_fold" or "ensemble".
     fold_spread
         Standard deviation over the folds of the predicted class's probability.
+    map_agreement
+        Mean rank correlation of the folds' attention, over their pairs; NaN with one fold.
     """
 
     predicted: str
@@ -47,6 +49,7 @@ class Prediction:
     by_fold: NDArray[np.float64]
     source: str
     fold_spread: float
+    map_agreement: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def _prediction(attributes: Mapping[str, Any], probability: NDArray[Any]) -> Pre
         by_fold=probability.astype(np.float64),
         source=attributes["source"],
         fold_spread=float(attributes["fold_spread"]),
+        map_agreement=float("nan" if attributes.get("map_agreement") is None else attributes["map_agreement"]),
     )
 
 

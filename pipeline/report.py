@@ -64,7 +64,7 @@ def run(
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps")
+    page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps", models=results / "model")
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
 

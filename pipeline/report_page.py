@@ -1,5 +1,6 @@
 """The HTML report: one file that needs nothing but the pictures beside it."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from pipeline import store
+from pipeline import stability_page, store
 from pipeline.charts import Line, line_chart
 from pipeline.evaluation import SlideResult, pooled_arrays, precision_recall, roc
 from pipeline.versions import __version__
@@ -30,7 +31,9 @@ CALIBRATION_GROUPS = 5
 """Groups of equal size on the calibration chart: enough for a shape, few enough for a cohort of 50 slides."""
 
 
-def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: str, heatmaps: Path) -> str:
+def render(
+    slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: str, heatmaps: Path, models: Path
+) -> str:
     """Make the report.
 
     Parameters
@@ -43,6 +46,9 @@ def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: 
         Heading of the page.
     heatmaps
         Folder with a PNG a slide, beside the report; a slide without one is shown without a picture.
+
+    models
+        Folder with a `fold-{k}` for each model, whose stability records are shown where there are some.
 
     Returns
     -------
@@ -69,6 +75,7 @@ def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: 
         left_out=[slide for slide in slides if slide.status != store.OK],
         warned=[slide for slide in slides if slide.status == store.OK and slide.warnings],
         label_counts=label_counts(slides),
+        stability=stability_page.render(stability_page.read(models)),
         level=f"{metrics['interval']['level']:.0%}",
     )
 
@@ -182,6 +189,7 @@ def card(slide: SlideResult, heatmaps: Path) -> dict[str, Any]:
         "probability": max(found.probabilities) if found else 0.0,
         "spread": found.fold_spread if found else 0.0,
         "models": len(found.folds) if found else 0,
+        "agreement": None if found is None or math.isnan(found.map_agreement) else found.map_agreement,
         "order": natural_key(slide.slide_id),
     }
 
