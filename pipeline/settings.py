@@ -187,6 +187,13 @@ def embed_threads(settings: Settings) -> int:
     return int(settings["encoder"]["threads"]) if encoders.spec(settings["encoder"]["name"]).uses_gpu else 1
 
 
+def model_options(settings: Settings) -> Settings:
+    """Give the section of the model that is trained."""
+    name = settings["model"]
+    section: Settings = settings[name] if name in settings else settings["baselines"][name]
+    return section
+
+
 def cache_mb(settings: Settings) -> int:
     """Give the memory for features of a training job, in MiB."""
     return int(1024 * settings["training"]["cache_gb"])
@@ -244,7 +251,7 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
         case "train":
             values = {
                 "model": settings["model"],
-                "options": _json(settings[settings["model"]]),
+                "options": _json(model_options(settings)),
                 "anchor": _json(settings["anchor"]),
                 # the memory for features changes no result, so it is not a parameter: see cache_mb
                 "training": _json({k: v for k, v in settings["training"].items() if k != "cache_gb"}),
