@@ -133,16 +133,20 @@ STEPS: dict[str, Callable[[int], Step]] = {
 }
 
 
+def now() -> float:
+    """Give a time in seconds: of this process with one thread, which another load on the machine hardly disturbs."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def median_seconds(steps: dict[str, Step], repeats: int) -> dict[str, float]:
     """Time steps in turn, so that another load on the machine meets all of them; the first of each is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
-            start = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+            start = now()
             step()
-            end = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
             if repeat:
-                taken[name].append(end - start)
+                taken[name].append(now() - start)
     return {name: sorted(values)[len(values) // 2] for name, values in taken.items()}
 
 
@@ -176,11 +180,11 @@ def fold_seconds(patches: int, epochs: int) -> tuple[float, float]:
     model = ASMIL(WIDTH, 2, tokens=TOKENS, heads=HEADS)
     config = FitConfig(epochs=epochs)
     trainer = Trainer(model, bags[:16], bags[16:], anchor=AnchorRegularizer(model), config=config, seed=0)
-    start, peaks = time.perf_counter(), []
+    start, peaks = now(), []
     while not trainer.finished:
         trainer.run_epoch()
         peaks.append(peak_so_far_mb())
-    return time.perf_counter() - start, peaks[-1] - peaks[len(peaks) // 2]
+    return now() - start, peaks[-1] - peaks[len(peaks) // 2]
 
 
 def main() -> None:

@@ -1,9 +1,13 @@
 """The preset that trains as the authors' released code does; loading its weights is tested with the model."""
 
+import re
+from pathlib import Path
+
 import torch
+import yaml
 from torch import Tensor
 
-from asmil.anchor import AnchorRegularizer
+from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.compat import released_code
 from asmil.model import ASMIL
@@ -45,3 +49,12 @@ def test_released_preset_averages_the_loss_over_patches_with_weight_one() -> Non
 def test_released_preset_drops_a_fixed_number_of_tokens_half_unless_told() -> None:
     assert ASMIL(WIDTH, 2, **released_code().model).dropped == 4
     assert ASMIL(WIDTH, 2, **released_code(tokens=6, dropped=1).model).dropped == 1
+
+
+def test_documented_configuration_is_that_of_the_preset() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    found, settings = yaml.safe_load(block[1]), released_code()
+    assert found["asmil"] == settings.model
+    assert AnchorConfig(**found["anchor"]) == settings.anchor
