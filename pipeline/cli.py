@@ -319,13 +319,38 @@ def report(
     resamples: Annotated[int, Option(min=100, help="Resamples of patients for the intervals.")],
     seed: Seed,
     title: Annotated[str, Option(help="Heading of the report.")] = "Slide report",
+    models: Annotated[str, Option(help="Models that are compared, separated by commas, first the predictions'.")] = "",
 ) -> None:
     """Write predictions, metrics, quarantine and the report page."""
     from pipeline import report as stage
 
     stage.run(
-        cohort=cohort, splits=splits, results=results, reports=reports, resamples=resamples, seed=seed, title=title
+        cohort=cohort,
+        splits=splits,
+        results=results,
+        reports=reports,
+        resamples=resamples,
+        seed=seed,
+        title=title,
+        models=models.split(",") if models else (),
     )
+
+
+@app.command()
+def compare(
+    *,
+    splits: Annotated[Path, Option(help="Splits file.")],
+    bags: Annotated[Path, Option(help="Folder of the bags.")],
+    models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
+    predictions: Annotated[Path, Option(help="Table to write.")],
+) -> None:
+    """Predict every labelled slide by the folds of a further model that held it out."""
+    import torch
+
+    from pipeline import compare as stage
+
+    torch.set_num_threads(1)
+    stage.run(splits=splits, bags=bags, models=models, predictions=predictions, device="cpu")
 
 
 @app.command()

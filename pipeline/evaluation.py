@@ -265,10 +265,32 @@ def pooled_arrays(
 def _pooled(
     used: Sequence[SlideResult], classes: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, dict[str, float | None]]:
+    labels, probabilities = pooled_arrays(used, classes)
+    return figures_of(labels, probabilities, [slide.patient_id for slide in used], resamples=resamples, seed=seed)
+
+
+def figures_of(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    patients: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, float | None]]:
+    """Give value, low and high by metric, of n slides; None where a figure is not defined.
+
+    Parameters
+    ----------
+    labels, probabilities
+        Class indices [n], and probabilities [n, C].
+    patients
+        Whose slides they are; patients are resampled.
+    resamples, seed
+        Bootstrap resamples, and their seed.
+    """
     from asmil.metrics import bootstrap_intervals, classification_metrics
 
-    labels, probabilities = pooled_arrays(used, classes)
-    groups = np.unique([slide.patient_id for slide in used], return_inverse=True)[1]
+    groups = np.unique(list(patients), return_inverse=True)[1]
     values = classification_metrics(labels, probabilities)
     intervals = bootstrap_intervals(labels, probabilities, groups, resamples=resamples, level=LEVEL, seed=seed)
     undefined = (math.nan, math.nan)

@@ -27,6 +27,9 @@ METRIC_NAMES = {
 }
 """Name and one clause of explanation, in the order of the table."""
 
+COMPARED_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "brier")
+"""Columns of the table that compares models."""
+
 CALIBRATION_GROUPS = 5
 """Groups of equal size on the calibration chart: enough for a shape, few enough for a cohort of 50 slides."""
 
@@ -66,7 +69,8 @@ def render(
     return environment.get_template("index.html.jinja").render(
         title=title,
         version=__version__,
-        metrics=metrics,
+        metrics={"models": {}, **metrics},
+        compared_metrics=[name for name in COMPARED_METRICS if name in metrics["pooled"]],
         metric_rows=metric_rows(metrics["pooled"]),
         fold_columns=[name for name in METRIC_NAMES if any(name in fold for fold in metrics["folds"])],
         metric_names=METRIC_NAMES,

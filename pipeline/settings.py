@@ -95,6 +95,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(str(value) for value in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(_expected(option) for option in schema["anyOf"])
+    if "items" in schema:
+        return f"a list, each {_expected(schema['items'])}"
     if "const" in schema:
         return str(schema["const"])
     kinds = {
@@ -187,9 +189,14 @@ def embed_threads(settings: Settings) -> int:
     return int(settings["encoder"]["threads"]) if encoders.spec(settings["encoder"]["name"]).uses_gpu else 1
 
 
-def model_options(settings: Settings) -> Settings:
-    """Give the section of the model that is trained."""
-    name = settings["model"]
+def models(settings: Settings) -> list[str]:
+    """Give the names of the models: the first predicts and draws, the others are compared with it."""
+    named: str | list[str] = settings["model"]
+    return [named] if isinstance(named, str) else list(named)
+
+
+def model_options(settings: Settings, name: str) -> Settings:
+    """Give the section of a model."""
     section: Settings = settings[name] if name in settings else settings["baselines"][name]
     return section
 
@@ -199,7 +206,7 @@ def cache_mb(settings: Settings) -> int:
     return int(1024 * settings["training"]["cache_gb"])
 
 
-def flags(settings: Settings, stage: str, *, override: Override | None = None) -> str:
+def flags(settings: Settings, stage: str, *, override: Override | None = None, model: str | None = None) -> str:
     """Write a stage's settings as flags of its command.
 
     Parameters
@@ -208,6 +215,8 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
         `check`, `tile`, `embed`, `split`, `train`, `heatmap` or `report`.
     override
         What the user said of the slide, for the stages that open it.
+    model
+        Which model `train` trains; None: the first.
 
     Returns
     -------
@@ -249,9 +258,10 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
                 "seed": settings["seed"],
             }
         case "train":
+            name = model or models(settings)[0]
             values = {
-                "model": settings["model"],
-                "options": _json(model_options(settings)),
+                "model": name,
+                "options": _json(model_options(settings, name)),
                 "anchor": _json(settings["anchor"]),
                 # the memory for features changes no result, so it is not a parameter: see cache_mb
                 "training": _json({k: v for k, v in settings["training"].items() if k != "cache_gb"}),
@@ -261,7 +271,8 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None) -
         case "heatmap":
             values = {**slide, **settings["heatmap"]}
         case "report":
-            values = {"resamples": evaluation["bootstrap_resamples"], "seed": settings["seed"]}
+            compared = ",".join(models(settings)) if len(models(settings)) > 1 else None
+            values = {"resamples": evaluation["bootstrap_resamples"], "seed": settings["seed"], "models": compared}
         case _:
             raise ValueError(f"stage {stage!r} has no settings")
     return " ".join(_flag(name, value) for name, value in values.items() if value not in (None, "auto"))

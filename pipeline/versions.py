@@ -15,6 +15,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "embed": 1,
     "split": 1,
     "train": 1,
+    "compare": 1,
     "predict": 2,
     "heatmap": 1,
     "report": 1,

@@ -42,7 +42,8 @@ def ordered(options: dict[str, Any]) -> dict[str, Any]:
 def test_schema_and_configuration_name_every_model_of_the_registry() -> None:
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    assert schema["properties"]["model"]["enum"] == list(MODELS)
+    single, several = schema["properties"]["model"]["anyOf"]
+    assert single["enum"] == several["items"]["enum"] == list(MODELS)
     assert ["asmil", *config["baselines"]] == list(MODELS)
     assert list(schema["properties"]["baselines"]["properties"]) == list(config["baselines"])
 
@@ -52,7 +53,7 @@ def test_configured_options_build_the_models_own_defaults(name: str) -> None:
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config |= {"model": name, "encoder": {**config["encoder"], "name": "texture"}}
     checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
-    section = {key: value for key, value in settings.model_options(checked).items() if value != "auto"}
+    section = {key: value for key, value in settings.model_options(checked, name).items() if value != "auto"}
     built = build_model(name, d_in=32, classes=2, options=section, seed=0)
     assert ordered(dict(built.options)) == ordered(dict(make(name, d_in=32, classes=2).options))
     assert set(section) <= set(built.options)
