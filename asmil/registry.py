@@ -2,6 +2,7 @@
 
 All models train by one shared recipe, the defaults of `asmil.training.FitConfig`, so that a comparison compares models.
 `Recipe` holds what each source does instead; where a source has several, that for whole-slide features.
+`asmil.recipes` trains by it.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,6 +52,8 @@ class Recipe:
         Epochs without a better one after which it stops; None never stops early.
     accumulate
         Bags a step.
+    decay_vectors
+        Whether weight decay also acts on biases and norms.
     differs
         What this recipe does not hold of the source's, in words; empty where nothing is known to be missing.
     """
@@ -63,6 +66,7 @@ class Recipe:
     epochs: int = 50
     patience: int | None = None
     accumulate: int = 1
+    decay_vectors: bool = True
     differs: str = ""
 
 
@@ -143,7 +147,8 @@ MODELS: dict[str, Entry] = {
             epochs=200,
             patience=10,
             accumulate=2,
-            differs="half precision; no weight decay on biases and norms; patience counts the validation loss",
+            decay_vectors=False,
+            differs="half precision; patience counts the validation loss",
         ),
         source_options={"compat": True},
     ),

@@ -199,7 +199,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.anchor = None if anchor is None else anchor.to(self.device)
         self.training, self.validation, self.seed = training, validation, seed
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,

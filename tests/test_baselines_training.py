@@ -11,6 +11,7 @@ from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.errors import TrainingError
 from asmil.inference import predict
+from asmil.recipes import LookaheadRAdam, source_trainer
 from asmil.training import FitConfig, Trainer, fit
 from tests.test_baselines import ALL, BASELINES, make
 
@@ -94,3 +95,47 @@ def test_exploding_weights_of_a_baseline_stop_the_run() -> None:
         model.classify.weight.fill_(torch.inf)
     with pytest.raises(TrainingError, match="lower the learning rate"):
         fit(model, planted(4, seed=0), planted(4, seed=0), config=FitConfig(epochs=1), seed=0)
+
+
+@pytest.mark.parametrize("name", ["transmil", "dsmil", "clam_sb", "asmil", "mhim"])
+def test_sources_recipe_trains_and_continues_bitwise(name: str) -> None:
+    bags = planted(7, seed=0)
+
+    def trainer() -> Trainer:
+        model = make(name, d_in=16, classes=2)
+        return source_trainer(name, model, bags, bags, seed=5, anchor=AnchorRegularizer(model), epochs=4)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    for _ in range(3):
+        whole.run_epoch()
+    for _ in range(2):
+        first.run_epoch()
+    second.load_state_dict(first.state_dict())
+    second.run_epoch()
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in second.model.state_dict().items())
+
+
+def test_recipe_sets_optimizer_betas_decay_and_bags_a_step() -> None:
+    bags = planted(4, seed=0)
+    trainer = source_trainer("transmil", make("transmil", d_in=16, classes=2), bags, bags, seed=0)
+    decayed, spared = trainer.optimizer.param_groups
+    assert isinstance(trainer.optimizer, LookaheadRAdam)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-5, 0)
+    assert all(value.ndim < 2 for value in spared["params"])
+    assert (trainer.config.accumulate, trainer.config.epochs, trainer.config.learning_rate) == (2, 200, 2e-4)
+    dual = source_trainer("dsmil", make("dsmil", d_in=16, classes=2), bags, bags, seed=0)
+    assert type(dual.optimizer) is torch.optim.Adam
+    assert dual.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_lookahead_steps_back_half_way_every_sixth_step() -> None:
+    plain, looking = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizers = torch.optim.RAdam([plain], lr=0.1), LookaheadRAdam([looking], lr=0.1)
+    for step in range(1, 7):
+        for value, optimizer in zip((plain, looking), optimizers, strict=True):
+            value.grad = torch.tensor([1.0, -2.0, 0.5]) * step
+            optimizer.step()
+        if step < 6:
+            assert torch.equal(plain, looking)
+    torch.testing.assert_close(looking, (1 + plain) / 2)
