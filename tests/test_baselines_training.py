@@ -1,6 +1,7 @@
 """Training of every model of the registry: it learns with the anchor and without, resumes, and stops where it must."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -139,3 +140,18 @@ def test_lookahead_steps_back_half_way_every_sixth_step() -> None:
         if step < 6:
             assert torch.equal(plain, looking)
     torch.testing.assert_close(looking, (1 + plain) / 2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_training_in_bfloat16_stays_finite_and_keeps_weights_in_float32(name: str) -> None:
+    bags, model = planted(4, seed=0), make(name, d_in=16, classes=2)
+    result = fit(
+        model,
+        bags,
+        bags,
+        anchor=AnchorRegularizer(model),
+        config=FitConfig(epochs=1, precision="bf16", accumulate=2),
+        seed=0,
+    )
+    assert math.isfinite(result.history[0]["loss"])
+    assert all(value.dtype == torch.float32 for value in result.best_state.values())

@@ -182,6 +182,7 @@ def instance_loss(
     taken = min(count, len(hidden) // 2)
     if taken == 0:
         return hidden.new_zeros(())
+    rows = hidden.to(next(heads.parameters()).dtype)  # which autocast may have made narrower
     terms = []
     for number, head in enumerate(heads):
         order = (
@@ -195,5 +196,5 @@ def instance_loss(
             continue
         target = torch.tensor(targets, device=hidden.device)
         wrong = F.one_hot(1 - target, 2)
-        terms.append(F.cross_entropy(head(hidden[chosen]).float() + margin * wrong, target))
+        terms.append(F.cross_entropy(head(rows[chosen]).float() + margin * wrong, target))
     return torch.stack(terms).sum() / (len(heads) if subtyping else 1)
