@@ -18,7 +18,8 @@ from asmil.inference import attention, predict
 from asmil.losses import relative_entropy
 from asmil.model import ASMIL
 from asmil.normalizers import log_softmax
-from asmil.training import FitConfig, FitResult, Precision, Trainer, fit
+from asmil.options import Precision
+from asmil.training import FitConfig, FitResult, Trainer, fit
 
 WIDTH = 16
 
