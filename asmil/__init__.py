@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from asmil.anchor import AnchorConfig, AnchorRegularizer
     from asmil.bags import Bag
     from asmil.errors import BagError, TrainingError
-    from asmil.inference import Prediction, predict
+    from asmil.inference import Prediction, attention, predict
     from asmil.model import ASMIL
     from asmil.protocol import AttentionMIL
+    from asmil.stability import StabilityTracker
     from asmil.training import FitConfig, FitResult, fit
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "Prediction",
+    "StabilityTracker",
     "TrainingError",
+    "attention",
     "fit",
     "predict",
 ]
@@ -42,7 +45,9 @@ _MODULE_OF = {
     "FitConfig": "training",
     "FitResult": "training",
     "Prediction": "inference",
+    "StabilityTracker": "stability",
     "TrainingError": "errors",
+    "attention": "inference",
     "fit": "training",
     "predict": "inference",
 }

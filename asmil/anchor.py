@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -121,10 +121,15 @@ class AnchorRegularizer:
     -----
     The copy is the whole module in eval mode, in which every parameter that is not upstream of the attention logits is
     one NaN without storage of its own: a model that forgets to name one fails instead of using a stale value.
+
+    A model that names no parameter has no attention to align: it gets no anchor and no loss, whatever the mode.
     """
 
     def __init__(self, model: AttentionMIL, config: AnchorConfig | None = None, *, seed: int = 0) -> None:
         self.config = config or AnchorConfig()
+        if not model.anchor_parameters() and self.config.mode != "none":
+            logger.info("%s has no attention to align, so it is trained without the anchor", type(model).__name__)
+            self.config = replace(self.config, mode="none")
         self.model = model
         self.steps = 0
         self.epoch = 1
@@ -168,6 +173,8 @@ class AnchorRegularizer:
         """Say which epoch begins (they count from 1) and how many optimizer steps it has."""
         self.epoch = epoch
         self._steps_per_epoch = steps_per_epoch
+        if self.steps == 0:
+            self._copy_buffers()  # which a model may have filled in from the training bags since the copy was made
 
     def loss(
         self, attention_logits: Tensor, features: Tensor, mask: Tensor | None = None, *, context: object = None
@@ -221,8 +228,8 @@ class AnchorRegularizer:
         online = dict(self.model.named_parameters())
         names = self.model.anchor_parameters()
         # two reductions a tensor and one look at the result: on a GPU that is one synchronisation a step
-        extremes = torch.stack([value for name in names for value in torch.aminmax(online[name])])
-        if not extremes.isfinite().all():
+        extremes = [value for name in names for value in torch.aminmax(online[name])]
+        if extremes and not torch.stack(extremes).isfinite().all():
             broken = next(name for name in names if not online[name].isfinite().all())
             raise TrainingError(f"{broken} is not finite after step {self.steps + 1}; lower the learning rate")
         momentum = self.momentum
@@ -231,9 +238,7 @@ class AnchorRegularizer:
             return
         for name, parameter in self._parameters().items():
             parameter.lerp_(online[name].to(parameter.dtype), 1 - momentum)
-        buffers = dict(self.model.named_buffers())
-        for name, buffer in self.anchor.named_buffers():
-            buffer.copy_(buffers[name])
+        self._copy_buffers()
 
     def diagnostics(self) -> dict[str, float]:
         """Give the means over the bags since the last call, and forget them.
@@ -286,6 +291,11 @@ class AnchorRegularizer:
         for name, value in tensors.items():
             value.data.copy_(state[name])
         self.steps = int(state[_STEPS])
+
+    def _copy_buffers(self) -> None:
+        buffers = dict(self.model.named_buffers())
+        for name, buffer in self.anchor.named_buffers() if self.anchor is not None else ():
+            buffer.copy_(buffers[name])
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         if self.anchor is None:

@@ -1,11 +1,14 @@
-"""Load weights that are stored in the layout of the authors' released architecture."""
+"""What the authors' released code does: the layout of its weights, and its training where it differs from the paper."""
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from asmil.anchor import AnchorConfig
 from asmil.model import ASMIL
 
 _PARTS = {
@@ -23,6 +26,14 @@ _PARTS = {
 
 _UNUSED = re.compile(r"(classifier\.\d+\.fc|norm\d*|layer_norm\d*)\.(weight|bias)")
 """Stored but not on the way to the logits: one auxiliary classifier a token, and layer norms outside the pools."""
+
+
+@dataclass(frozen=True)
+class ReleasedSettings:
+    """Options of `asmil.ASMIL` and of the anchor that belong together."""
+
+    model: dict[str, Any]
+    anchor: AnchorConfig
 
 
 def from_released(state_dict: Mapping[str, Tensor], *, heads: int = 8, ignore: Collection[str] = ()) -> ASMIL:
@@ -95,3 +106,28 @@ def _empty_model(state_dict: Mapping[str, Tensor], *, heads: int) -> ASMIL:
 def _listed(keys: Collection[str]) -> str:
     shown = sorted(keys)
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def released_code(*, tokens: int = 8, dropped: int | None = None, temperature: float = 0.5) -> ReleasedSettings:
+    """Give the settings under which training follows the authors' released code where it differs from the paper.
+
+    There the anchor is drawn on its own and never updated (an inverted check for NaN skips every update), the alignment
+    loss is averaged over patches with a weight of 1, and a fixed number of tokens is dropped. Use it to compare, not to
+    train: its target holds no knowledge of the slides.
+
+    Parameters
+    ----------
+    tokens
+        K.
+    dropped
+        Tokens dropped at each step, below K; None drops half of them.
+    temperature
+        T of the normalised sigmoid; the released experiments tried 0.07 to 0.5.
+    """
+    count = tokens // 2 if dropped is None else dropped
+    return ReleasedSettings(
+        model={"tokens": tokens, "token_drop": f"fixed:{count}"},
+        anchor=AnchorConfig(
+            mode="frozen", init="random", target="nsf", temperature=temperature, reduction="mean_patches", beta=1.0
+        ),
+    )

@@ -58,3 +58,25 @@ def predict(
     finally:
         model.train(was_training)
     return Prediction(probabilities=logits.float().softmax(-1).cpu().numpy(), score=score.float().cpu().numpy())
+
+
+@torch.no_grad()
+def attention(
+    model: AttentionMIL, features: Tensor | NDArray[Any], *, device: str | torch.device = "cpu", name: str = "the bag"
+) -> NDArray[np.float32]:
+    """Give a model's attention on one bag by branch, in eval mode; parameters and errors as for `predict`.
+
+    Returns
+    -------
+    float32 [R, N], rows sum to 1; R is the product of the model's leading axes (tokens and heads), 1 for a model that
+    has none.
+    """
+    place = torch.device(device)
+    checked = check_features(features, name=name, d_in=model.d_in, device=place)
+    was_training = model.training
+    model.to(place).eval()
+    try:
+        _, logits = model(checked)
+    finally:
+        model.train(was_training)
+    return logits.float().softmax(-1).reshape(-1, len(checked)).cpu().numpy()

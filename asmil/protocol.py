@@ -6,6 +6,45 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from asmil.bags import BagSource
+
+
+class TrainingHooks:
+    """Mixin of a model that adds something to its training; as they stand, the four methods add nothing.
+
+    A trainer calls them in this order; a model that needs none of them need not know this class::
+
+        hooks.prepare(bags, seed=...)                      # once, before the first epoch
+        hooks.begin_step(progress)                         # before each optimizer step
+        logits, attention_logits = model(features)         # in training mode; for each bag of the step
+        loss = hooks.objective(cross_entropy, label)       # right after the forward pass of the same bag
+        loss.backward(), ..., optimizer.step()
+        hooks.end_step()
+
+    What `begin_step` sets depends on its argument alone, so a run that is stopped and continued needs nothing of it.
+    """
+
+    def prepare(self, bags: BagSource, *, seed: int) -> None:
+        """Look at the training bags, for what a model takes from them other than by gradients; set buffers only."""
+
+    def begin_step(self, progress: float) -> None:
+        """Take note of the share of all optimizer steps that is done, in [0, 1); schedules of a model follow it."""
+
+    def objective(self, cross_entropy: Tensor, label: int) -> Tensor:  # noqa: ARG002
+        """Give the loss of the bag of the last forward pass, a scalar.
+
+        Parameters
+        ----------
+        cross_entropy
+            Of the bag's logits, a scalar, weighted by class if that is wanted.
+        label
+            Class index of the bag.
+        """
+        return cross_entropy
+
+    def end_step(self) -> None:
+        """Follow the parameters, after each optimizer step."""
+
 
 class AttentionMIL(Protocol):
     """A `torch.nn.Module` that classifies a bag by attention over its patches.

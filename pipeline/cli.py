@@ -224,6 +224,8 @@ def train(
     options: Annotated[str, Option(help="Its options, as JSON.")],
     anchor: Annotated[str, Option(help="Options of the anchor (asmil.AnchorConfig), as JSON.")],
     training: Annotated[str, Option(help="Options of the training (asmil.FitConfig), as JSON.")],
+    stability_slides: Annotated[int, Option(min=0, help="Validation slides that attention is followed on.")] = 8,
+    cache_mb: Annotated[int, Option(min=0, help="Memory for features, MiB.")] = 4096,
     seed: Seed,
     threads: Threads = 1,
     gpus: Gpus = 0,
@@ -245,6 +247,8 @@ def train(
         model_options=_json_options(options, "--options"),
         anchor=_built(AnchorConfig, _json_options(anchor, "--anchor")),
         training=_built(FitConfig, _json_options(training, "--training")),
+        stability_slides=stability_slides,
+        cache_gb=cache_mb / 1024,
         seed=seed,
         device=choose_device(gpus=gpus),
     )
@@ -310,13 +314,38 @@ def report(
     resamples: Annotated[int, Option(min=100, help="Resamples of patients for the intervals.")],
     seed: Seed,
     title: Annotated[str, Option(help="Heading of the report.")] = "Slide report",
+    models: Annotated[str, Option(help="Models that are compared, separated by commas, first the predictions'.")] = "",
 ) -> None:
     """Write predictions, metrics, quarantine and the report page."""
     from pipeline import report as stage
 
     stage.run(
-        cohort=cohort, splits=splits, results=results, reports=reports, resamples=resamples, seed=seed, title=title
+        cohort=cohort,
+        splits=splits,
+        results=results,
+        reports=reports,
+        resamples=resamples,
+        seed=seed,
+        title=title,
+        models=models.split(",") if models else (),
     )
+
+
+@app.command()
+def compare(
+    *,
+    splits: Annotated[Path, Option(help="Splits file.")],
+    bags: Annotated[Path, Option(help="Folder of the bags.")],
+    models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
+    predictions: Annotated[Path, Option(help="Table to write.")],
+) -> None:
+    """Predict every labelled slide by the folds of a further model that held it out."""
+    import torch
+
+    from pipeline import compare as stage
+
+    torch.set_num_threads(1)
+    stage.run(splits=splits, bags=bags, models=models, predictions=predictions, device="cpu")
 
 
 @app.command()

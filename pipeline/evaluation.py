@@ -38,6 +38,8 @@ class Prediction:
         "out_of_fold" or "ensemble".
     fold_spread
         Standard deviation over the folds of the predicted class's probability.
+    map_agreement
+        Mean rank correlation of the folds' attention, over their pairs; NaN with one fold.
     """
 
     predicted: str
@@ -47,6 +49,7 @@ class Prediction:
     by_fold: NDArray[np.float64]
     source: str
     fold_spread: float
+    map_agreement: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def _prediction(attributes: Mapping[str, Any], probability: NDArray[Any]) -> Pre
         by_fold=probability.astype(np.float64),
         source=attributes["source"],
         fold_spread=float(attributes["fold_spread"]),
+        map_agreement=float("nan" if attributes.get("map_agreement") is None else attributes["map_agreement"]),
     )
 
 
@@ -266,10 +270,32 @@ def pooled_arrays(
 def _pooled(
     used: Sequence[SlideResult], classes: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, dict[str, float | None]]:
+    labels, probabilities = pooled_arrays(used, classes)
+    return figures_of(labels, probabilities, [slide.patient_id for slide in used], resamples=resamples, seed=seed)
+
+
+def figures_of(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    patients: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, float | None]]:
+    """Give value, low and high by metric, of n slides; None where a figure is not defined.
+
+    Parameters
+    ----------
+    labels, probabilities
+        Class indices [n], and probabilities [n, C].
+    patients
+        Whose slides they are; patients are resampled.
+    resamples, seed
+        Bootstrap resamples, and their seed.
+    """
     from asmil.metrics import bootstrap_intervals, classification_metrics
 
-    labels, probabilities = pooled_arrays(used, classes)
-    groups = np.unique([slide.patient_id for slide in used], return_inverse=True)[1]
+    groups = np.unique(list(patients), return_inverse=True)[1]
     values = classification_metrics(labels, probabilities)
     intervals = bootstrap_intervals(labels, probabilities, groups, resamples=resamples, level=LEVEL, seed=seed)
     undefined = (math.nan, math.nan)

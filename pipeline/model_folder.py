@@ -10,21 +10,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from asmil.model import ASMIL
+from asmil.registry import MODELS, NamedModel, build
 from asmil.seeding import seeded
 from asmil.training import FitResult
 from pipeline import store
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.versions import SCHEMA_VERSION, __version__
 
-MODELS = {"asmil": ASMIL}
-"""Models by the name that `model:` in the configuration takes."""
+__all__ = ["MODELS", "ModelFolder", "build_model", "load_model"]
 
 _MEAN, _SD = "standardise.mean", "standardise.sd"
 
 
-def build_model(name: str, *, d_in: int, classes: int, options: dict[str, Any], seed: int) -> ASMIL:
-    """Build a model with seeded initial weights.
+def build_model(name: str, *, d_in: int, classes: int, options: dict[str, Any], seed: int) -> NamedModel:
+    """Build a model with seeded initial weights; its name is one that `model:` in the configuration takes.
 
     Raises
     ------
@@ -35,7 +34,7 @@ def build_model(name: str, *, d_in: int, classes: int, options: dict[str, Any], 
         raise ConfigError(f"model '{name}' is unknown; choose from {', '.join(MODELS)}")
     try:
         with seeded(seed, device=torch.device("cpu")):
-            return MODELS[name](d_in, classes, **options)
+            return build(name, d_in, classes, **options)
     except ValueError as error:
         raise ConfigError(f"model '{name}' cannot be built: {error}") from error
 
@@ -100,7 +99,7 @@ class ModelFolder:
                 )
 
 
-def load_model(folder: Path) -> tuple[ASMIL, ModelFolder]:
+def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
     """Load a model in evaluation mode.
 
     Raises

@@ -1,6 +1,7 @@
 """Predict one slide: by the models that never saw it if it is labelled, by all of them if it is new."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asmil.inference import predict
+from asmil.stability import agreement
 from pipeline import store
 from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model
@@ -55,6 +57,7 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
         probability, fold_scores, classes = judge(stored, [models / f"fold-{fold}" for fold in folds], device=device)
         mean = probability.mean(0)
         winner = int(mean.argmax())
+        alike = agreement(fold_scores)
         arrays = {
             "score": fold_scores.mean(0),
             "fold_scores": fold_scores,
@@ -68,6 +71,7 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
             "predicted": classes[winner],
             "probabilities": [float(value) for value in mean],
             "fold_spread": float(probability[:, winner].std()),
+            "map_agreement": None if math.isnan(alike) else alike,
         }
         log.info("%s: %s (%.3f) by folds %s", slide_id, classes[winner], mean[winner], folds)
     found |= {"label": own.label if own else None, "patient_id": own.patient_id if own else ""}

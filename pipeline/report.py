@@ -34,6 +34,7 @@ def run(
     resamples: int,
     seed: int,
     title: str,
+    models: Sequence[str] = (),
 ) -> None:
     """Write `predictions.csv`, `metrics.json`, `quarantine.tsv`, `quality.tsv` and `index.html`.
 
@@ -49,24 +50,28 @@ def run(
         Bootstrap resamples of patients, and their seed.
     title
         Heading of the report.
+    models
+        Names of the models that are compared, first that of the predictions; fewer than two compare nothing.
 
     Raises
     ------
     ArtefactError
         If an artefact is damaged, or contradicts the splits.
     """
-    from pipeline import evaluation, report_page, store
+    from pipeline import compare, evaluation, report_page, store
 
     slides = evaluation.gather(cohort, results)
     with splits.open(encoding="utf-8", newline="") as handle:
         assignments = list(csv.DictReader(handle))
     evaluation.check_held_out(slides, assignments)
     metrics = evaluation.evaluate(slides, assignments, resamples=resamples, seed=seed)
+    if len(models) > 1:
+        metrics["models"] = compare.figures(slides, metrics, models=models, folder=results / "compare")
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "quality.tsv", quality_table(slides))
     store.write_text(reports / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps")
+    page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps", models=results / "model")
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
 

@@ -1,5 +1,6 @@
 """The HTML report: one file that needs nothing but the pictures beside it."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from pipeline import store
+from pipeline import stability_page, store
 from pipeline.charts import Line, line_chart
 from pipeline.evaluation import SlideResult, pooled_arrays, precision_recall, roc
 from pipeline.versions import __version__
@@ -26,11 +27,16 @@ METRIC_NAMES = {
 }
 """Name and one clause of explanation, in the order of the table."""
 
+COMPARED_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "brier")
+"""Columns of the table that compares models."""
+
 CALIBRATION_GROUPS = 5
 """Groups of equal size on the calibration chart: enough for a shape, few enough for a cohort of 50 slides."""
 
 
-def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: str, heatmaps: Path) -> str:
+def render(
+    slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: str, heatmaps: Path, models: Path
+) -> str:
     """Make the report.
 
     Parameters
@@ -43,6 +49,9 @@ def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: 
         Heading of the page.
     heatmaps
         Folder with a PNG a slide, beside the report; a slide without one is shown without a picture.
+
+    models
+        Folder with a `fold-{k}` for each model, whose stability records are shown where there are some.
 
     Returns
     -------
@@ -60,7 +69,8 @@ def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: 
     return environment.get_template("index.html.jinja").render(
         title=title,
         version=__version__,
-        metrics=metrics,
+        metrics={"models": {}, **metrics},
+        compared_metrics=[name for name in COMPARED_METRICS if name in metrics["pooled"]],
         metric_rows=metric_rows(metrics["pooled"]),
         fold_columns=[name for name in METRIC_NAMES if any(name in fold for fold in metrics["folds"])],
         metric_names=METRIC_NAMES,
@@ -70,6 +80,7 @@ def render(slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: 
         warned=[slide for slide in slides if slide.status == store.OK and slide.warnings],
         spoilt=spoilt(slides),
         label_counts=label_counts(slides),
+        stability=stability_page.render(stability_page.read(models)),
         level=f"{metrics['interval']['level']:.0%}",
     )
 
@@ -198,6 +209,7 @@ def card(slide: SlideResult, heatmaps: Path) -> dict[str, Any]:
         "probability": max(found.probabilities) if found else 0.0,
         "spread": found.fold_spread if found else 0.0,
         "models": len(found.folds) if found else 0,
+        "agreement": None if found is None or math.isnan(found.map_agreement) else found.map_agreement,
         "order": natural_key(slide.slide_id),
     }
 

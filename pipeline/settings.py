@@ -95,6 +95,8 @@ def expected(schema: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(str(value) for value in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(expected(option) for option in schema["anyOf"])
+    if "items" in schema:
+        return f"a list, each {expected(schema['items'])}"
     if "const" in schema:
         return str(schema["const"])
     if "pattern" in schema:
@@ -207,7 +209,31 @@ def _encoder(settings: Settings) -> encoders.EncoderSpec:
     return encoders.spec(settings["encoder"]["name"], Path(settings["paths"]["weights"]))
 
 
-def flags(settings: Settings, stage: str, *, override: Override | None = None, drawn: Drawn | None = None) -> str:
+def models(settings: Settings) -> list[str]:
+    """Give the names of the models: the first predicts and draws, the others are compared with it."""
+    named: str | list[str] = settings["model"]
+    return [named] if isinstance(named, str) else list(named)
+
+
+def model_options(settings: Settings, name: str) -> Settings:
+    """Give the section of a model."""
+    section: Settings = settings[name] if name in settings else settings["baselines"][name]
+    return section
+
+
+def cache_mb(settings: Settings) -> int:
+    """Give the memory for features of a training job, in MiB."""
+    return int(1024 * settings["training"]["cache_gb"])
+
+
+def flags(
+    settings: Settings,
+    stage: str,
+    *,
+    override: Override | None = None,
+    drawn: Drawn | None = None,
+    model: str | None = None,
+) -> str:
     """Write a stage's settings as flags of its command.
 
     Parameters
@@ -218,6 +244,8 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None, d
         What the user said of the slide, for the stages that open it.
     drawn
         What the user drew on the slide, for `tile`.
+    model
+        Which model `train` trains; None: the first.
 
     Returns
     -------
@@ -266,17 +294,21 @@ def flags(settings: Settings, stage: str, *, override: Override | None = None, d
                 "seed": settings["seed"],
             }
         case "train":
+            name = model or models(settings)[0]
             values = {
-                "model": settings["model"],
-                "options": _json(settings[settings["model"]]),
+                "model": name,
+                "options": _json(model_options(settings, name)),
                 "anchor": _json(settings["anchor"]),
-                "training": _json(settings["training"]),
+                # the memory for features changes no result, so it is not a parameter: see cache_mb
+                "training": _json({k: v for k, v in settings["training"].items() if k != "cache_gb"}),
+                "stability_slides": settings["stability"]["slides"],
                 "seed": settings["seed"],
             }
         case "heatmap":
             values = {**slide, **settings["heatmap"]}
         case "report":
-            values = {"resamples": evaluation["bootstrap_resamples"], "seed": settings["seed"]}
+            compared = ",".join(models(settings)) if len(models(settings)) > 1 else None
+            values = {"resamples": evaluation["bootstrap_resamples"], "seed": settings["seed"], "models": compared}
         case _:
             raise ValueError(f"stage {stage!r} has no settings")
     return " ".join(_flag(name, value) for name, value in values.items() if value not in (None, "auto"))

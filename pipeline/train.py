@@ -2,145 +2,136 @@
 
 import csv
 import io
-import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
-from asmil.bags import Bag
-from asmil.errors import BagError
-from asmil.training import FitConfig, FitResult, fit
-from pipeline import store
+from asmil.inference import attention
+from asmil.protocol import AttentionMIL
+from asmil.stability import StabilityTracker
+from asmil.training import FitConfig, FitResult, Trainer
+from pipeline import checkpoint, store
 from pipeline.errors import ConfigError
 from pipeline.model_folder import ModelFolder, build_model
-from pipeline.split import Assignment, Role, read_splits
+from pipeline.split import Assignment, read_splits
+from pipeline.stored_bags import Cache, StoredBags, common_attributes, standardisation
 
 log = logging.getLogger(__name__)
 
-SHARED = ("encoder", "weights_sha256", "dim", "patch_px", "target_mpp")
-"""What all bags of a cohort must have in common, or their features cannot be compared."""
+PANEL_PATCHES = 100_000
+"""Patches of the slides that attention is followed on: with 64 branches and five epochs kept, 128 MB of float32."""
+
+ANCHOR_SEED = 1_000_000
+"""Added to the seed for an anchor that starts at random, or it would draw the weights that the model has drawn."""
+
+STABILITY_COLUMNS = (
+    "epoch",
+    "slides",
+    "jsd_lag1",
+    "jsd_lag5",
+    "branch_jsd_lag1",
+    "branch_jsd_lag5",
+    "spearman_lag1",
+    "top1_jaccard_lag1",
+    "entropy",
+    "branch_entropy",
+    "effective_patches",
+    "top10_mass",
+    "learning_rate",
+    "cross_entropy",
+    "validation_cross_entropy",
+)
 
 
-class StoredBags(Sequence[Bag]):
-    """Bags read from their stores when they are asked for, standardised, kept in memory up to a limit.
+@dataclass(frozen=True)
+class FoldData:
+    """The bags of one fold and what they have in common."""
 
-    Parameters
-    ----------
-    rows
-        The slides and their labels, in the order they are given.
-    folder
-        Where the bags lie.
-    classes
-        Names of the classes; a bag's label is its index.
-    mean, sd
-        Subtracted from and divided into the features, each of shape (d,); None leaves them as they are.
-    cache_bytes
-        Memory that the bags may take; what does not fit is read again each time.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Assignment],
-        *,
-        folder: Path,
-        classes: Sequence[str],
-        mean: NDArray[np.float32] | None = None,
-        sd: NDArray[np.float32] | None = None,
-        cache_bytes: int = 4 << 30,
-    ) -> None:
-        self.rows = list(rows)
-        self.folder = folder
-        self.classes = list(classes)
-        self.mean, self.sd = mean, sd
-        self._free_bytes = cache_bytes
-        self._cache: dict[int, NDArray[np.float16]] = {}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Bag:  # type: ignore[override]
-        if not 0 <= index < len(self.rows):
-            raise IndexError(index)
-        row = self.rows[index]
-        features = self._features(index)
-        if self.mean is not None and self.sd is not None:
-            values = (features.astype(np.float32) - self.mean) / self.sd
-        else:
-            values = features.astype(np.float32)
-        return Bag(values, self.classes.index(row.label), row.slide_id)
-
-    def _features(self, index: int) -> NDArray[np.float16]:
-        if index in self._cache:
-            return self._cache[index]
-        path = self.folder / f"{self.rows[index].slide_id}.zarr.zip"
-        features = store.read(path, ["features"]).arrays["features"]
-        name = self.rows[index].slide_id
-        # looked for here, as the standardisation would spread one slide's NaN over all
-        if not len(features):
-            raise BagError(f"{name}: its bag is empty; embed it again")
-        if not np.isfinite(features).all():
-            raise BagError(f"{name}: its bag has features that are not finite; embed it again")
-        if features.nbytes <= self._free_bytes:
-            self._free_bytes -= features.nbytes
-            self._cache[index] = features
-        return cast("NDArray[np.float16]", features)
-
-    def raw(self) -> Iterator[NDArray[np.float16]]:
-        """Give every bag's features as stored, shape (N, d)."""
-        for index in range(len(self)):
-            yield self._features(index)
+    classes: list[str]
+    shared: dict[str, Any]
+    train: StoredBags
+    validation: StoredBags
 
 
-def standardisation(bags: StoredBags) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Give the mean and the standard deviation of each feature over the patches of some bags.
-
-    Every bag weighs the same, so that one large slide does not set the scale. A constant feature gets an sd of 1.
-
-    Returns
-    -------
-    Mean and sd, each float32 of shape (d,).
-    """
-    means, squares = [], []
-    for features in bags.raw():
-        values = features.astype(np.float64)
-        means.append(values.mean(0))
-        squares.append((values**2).mean(0))
-    mean = np.mean(means, axis=0)
-    variance = np.maximum(np.mean(squares, axis=0) - mean**2, 0)
-    sd = np.sqrt(variance)
-    constant = sd <= 1e-4 * np.maximum(1, np.abs(mean))
-    return mean.astype(np.float32), np.where(constant, 1, sd).astype(np.float32)
-
-
-def common_attributes(slides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Give what the bags have in common (see `SHARED`), and the encoder's wish to have its features standardised.
+def load_fold(rows: Sequence[Assignment], *, folder: Path, cache_gb: float) -> FoldData:
+    """Open the bags of one fold, standardised by those of its training part if their encoder wishes it.
 
     Raises
     ------
     BagError
-        If two bags differ, naming both.
+        If two bags were not made alike, or one of the training part spoils the standardisation.
     """
-    first: dict[str, Any] | None = None
-    for slide in slides:
-        attributes = store.read_attributes(folder / f"{slide}.zarr.zip")
-        found = {key: attributes[key] for key in (*SHARED, "standardise")}
-        if first is None:
-            first, name = found, slide
-        for key, value in found.items():
-            if value != first[key]:
-                raise BagError(
-                    f"bags of '{name}' and '{slide}' differ in {key} ({first[key]} and {value}); embed both alike"
-                )
-    if first is None:
-        raise ConfigError("the splits name no slide; label some")
-    return first
+    classes = sorted({row.label for row in rows})
+    shared = common_attributes([row.slide_id for row in rows], folder)
+    cache = Cache(int(cache_gb * 2**30))
+    train, validation = (
+        StoredBags([row for row in rows if row.role == role], folder=folder, classes=classes, cache=cache)
+        for role in ("train", "validation")
+    )
+    if missing := sorted(set(classes) - {row.label for row in train.rows}):
+        log.warning("no training slide of class %s; this fold's model cannot learn it", ", ".join(missing))
+    if shared["standardise"]:
+        train.mean, train.sd = validation.mean, validation.sd = standardisation(train)
+    return FoldData(classes, shared, train, validation)
+
+
+def choose_panel(bags: StoredBags, *, slides: int) -> list[int]:
+    """Choose the bags that attention is followed on: the first ones that fit in `PANEL_PATCHES`, and at least one."""
+    chosen: list[int] = []
+    patches = 0
+    for index in range(len(bags)):
+        patches += len(bags.raw(index))
+        if len(chosen) == slides or (chosen and patches > PANEL_PATCHES):
+            break
+        chosen.append(index)
+    return chosen
+
+
+class FoldRun:
+    """A fold's training with its stability record: both continue from a checkpoint, or neither does."""
+
+    def __init__(self, trainer: Trainer, bags: StoredBags, *, panel: Sequence[int], folder: Path, digest: str) -> None:
+        self.trainer, self.bags, self.panel = trainer, bags, panel
+        self.folder, self.digest = folder, digest
+        self.stability = StabilityTracker()
+
+    def run(self) -> FitResult:
+        """Train to the end, from the checkpoint where there is one; the checkpoint stays until `checkpoint.remove`."""
+        self._resume()
+        while not self.trainer.finished:
+            row = self.trainer.run_epoch()
+            model = self.trainer.model
+            if self.panel:
+                self.stability.add(int(row["epoch"]), [self._attention(model, index) for index in self.panel])
+            checkpoint.save(self.folder, self._state(), digest=self.digest)
+        return self.trainer.finish()
+
+    def _attention(self, model: AttentionMIL, index: int) -> NDArray[np.float32]:
+        bag = self.bags[index]
+        return attention(model, bag.features, device=self.trainer.device, name=bag.name)
+
+    def _state(self) -> dict[str, Any]:
+        stability = self.stability.state_dict()
+        past = {epoch: [torch.from_numpy(each) for each in kept] for epoch, kept in stability["past"].items()}
+        return {"trainer": self.trainer.state_dict(), "past": past, "rows": stability["rows"]}
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.folder, digest=self.digest)
+        if state is None:
+            return
+        self.trainer.load_state_dict(state["trainer"])
+        past = {epoch: [each.numpy() for each in kept] for epoch, kept in state["past"].items()}
+        self.stability.load_state_dict({"past": past, "rows": state["rows"]})
+        log.info("continuing after epoch %d", self.trainer.epoch)
 
 
 def run(
@@ -153,10 +144,12 @@ def run(
     model_options: dict[str, Any],
     anchor: AnchorConfig,
     training: FitConfig,
+    stability_slides: int = 8,
+    cache_gb: float = 4.0,
     seed: int,
     device: str,
 ) -> None:
-    """Train the model of one fold and write its folder.
+    """Train the model of one fold and write its folder, continuing where a killed run of the same inputs stopped.
 
     Parameters
     ----------
@@ -170,40 +163,53 @@ def run(
         Name of the model, and its own options.
     anchor, training
         Options of the anchor and of the training.
+    stability_slides
+        Validation slides on which attention is followed from epoch to epoch; 0 follows none.
+    cache_gb
+        Memory for features, in GiB; it changes the time, not the result.
     seed
         Seed of the run; every fold derives its own.
     device
         `cpu` or `cuda`.
+
+    Raises
+    ------
+    BagError
+        If a bag is empty, not finite, or not made as the others; names the slide.
+    ConfigError
+        If the splits have no such fold, or the model cannot be built.
     """
     rows = [row for row in read_splits(splits) if row.fold == fold]
     if not rows:
         raise ConfigError(f"{splits} has no fold {fold}; run the workflow again")
-    classes = sorted({row.label for row in rows})
-    shared = common_attributes([row.slide_id for row in rows], bags)
-    mean = sd = None
-    if shared["standardise"]:
-        mean, sd = standardisation(StoredBags(_of_role(rows, "train"), folder=bags, classes=classes))
-    sets = {
-        role: StoredBags(_of_role(rows, role), folder=bags, classes=classes, mean=mean, sd=sd)
-        for role in cast("tuple[Role, ...]", ("train", "validation"))
-    }
-    start = time.perf_counter()
-    network = build_model(model, d_in=shared["dim"], classes=len(classes), options=model_options, seed=seed + fold)
-    regularizer = None if anchor.mode == "none" else AnchorRegularizer(network, anchor)
-    result = fit(
-        network,
-        sets["train"],
-        sets["validation"],
-        anchor=regularizer,
-        config=training,
-        seed=seed + fold,
-        device=device,
+    options = {"seed": seed, "anchor": asdict(anchor), **asdict(training)}
+    digest = checkpoint.run_digest(
+        {
+            "model": [model, model_options],
+            "options": options,
+            "device": device,
+            "rows": [asdict(row) for row in rows],
+            "stability_slides": stability_slides,
+        },
+        [bags / f"{row.slide_id}.zarr.zip" for row in rows],
     )
+    data = load_fold(rows, folder=bags, cache_gb=cache_gb)
+    start = time.perf_counter()
+    network = build_model(
+        model, d_in=data.shared["dim"], classes=len(data.classes), options=model_options, seed=seed + fold
+    )
+    regularizer = None if anchor.mode == "none" else AnchorRegularizer(network, anchor, seed=seed + fold + ANCHOR_SEED)
+    trainer = Trainer(
+        network, data.train, data.validation, anchor=regularizer, config=training, seed=seed + fold, device=device
+    )
+    panel = choose_panel(data.validation, slides=stability_slides)
+    fold_run = FoldRun(trainer, data.validation, panel=panel, folder=folder, digest=digest)
+    result = fold_run.run()
     log.info(
         "fold %d: %d training and %d validation slides, best epoch %d of %d, %.1f s",
         fold,
-        len(sets["train"]),
-        len(sets["validation"]),
+        len(data.train),
+        len(data.validation),
         result.best_epoch,
         len(result.history),
         time.perf_counter() - start,
@@ -211,30 +217,41 @@ def run(
     ModelFolder(
         name=model,
         options=dict(network.options),
-        classes=classes,
-        bags=shared,
+        classes=data.classes,
+        bags=data.shared,
         fold=fold,
         best_epoch=result.best_epoch,
-        training={"seed": seed, "anchor": asdict(anchor), **asdict(training)},
-        mean=mean,
-        sd=sd,
+        training=options,
+        mean=data.train.mean,
+        sd=data.train.sd,
     ).write(folder, result)
-    store.write_text(folder / "history.csv", history_table(result))
+    store.write_text(folder / "history.csv", history_table(result.history))
+    store.write_text(folder / "stability.csv", stability_table(fold_run.stability.rows, result.history))
+    checkpoint.remove(folder)
 
 
-def _of_role(rows: Sequence[Assignment], role: Role) -> list[Assignment]:
-    return [row for row in rows if row.role == role]
-
-
-def history_table(result: FitResult) -> str:
+def history_table(history: Sequence[Mapping[str, float]]) -> str:
     """Give the history as CSV, a row an epoch."""
+    columns = list(dict.fromkeys(key for entry in history for key in entry))
+    return _table(columns, history)
+
+
+def stability_table(rows: Sequence[Mapping[str, float]], history: Sequence[Mapping[str, float]]) -> str:
+    """Give the attention's movement as CSV, a row an epoch, beside its learning rate and cross-entropies.
+
+    A cell is empty where there is no epoch so long ago, or a measure is not defined.
+    """
+    of_epoch = {entry["epoch"]: entry for entry in history}
+    return _table(STABILITY_COLUMNS, [{**of_epoch[row["epoch"]], **row} for row in rows])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -> str:
     buffer = io.StringIO()
-    columns = list(dict.fromkeys(key for entry in result.history for key in entry))
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows([{key: _plain(value) for key, value in entry.items()} for entry in result.history])
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[_cell(row.get(column)) for column in columns] for row in rows])
     return buffer.getvalue()
 
 
-def _plain(value: object) -> object:
-    return json.loads(json.dumps(value)) if isinstance(value, float) else value
+def _cell(value: float | None) -> float | str:
+    return "" if value is None or math.isnan(value) else value

@@ -10,12 +10,13 @@ SCHEMA_VERSION = 1
 """Layout of the artefacts (names of arrays and attributes)."""
 
 STAGE_VERSIONS: dict[str, int] = {
-    "check": 2,
-    "tile": 2,
-    "embed": 2,
+    "check": 1,
+    "tile": 1,
+    "embed": 1,
     "split": 1,
     "train": 1,
+    "compare": 1,
     "predict": 1,
-    "heatmap": 2,
-    "report": 2,
+    "heatmap": 1,
+    "report": 1,
 }

@@ -14,10 +14,11 @@ import asmil
 from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.errors import BagError, TrainingError
-from asmil.inference import predict
+from asmil.inference import attention, predict
 from asmil.losses import relative_entropy
 from asmil.model import ASMIL
 from asmil.normalizers import log_softmax
+from asmil.options import Precision
 from asmil.training import FitConfig, FitResult, Trainer, fit
 
 WIDTH = 16
@@ -186,6 +187,12 @@ def test_prediction_sums_to_one_takes_half_precision_and_keeps_the_models_mode(t
     assert np.array_equal(prediction.score, predict(trained.eval(), features.half()).score)
 
 
+def test_attention_has_a_row_a_branch_and_each_sums_to_one(trained: ASMIL) -> None:
+    rows = attention(trained, TRAINING[0].features)
+    assert rows.shape == (4 * 2, len(TRAINING[0].features))
+    assert rows.sum(axis=1) == pytest.approx(np.ones(8), abs=1e-5)
+
+
 def bad(features: Tensor | None = None, label: int = 0) -> Bag:
     return Bag(torch.zeros(5, WIDTH) if features is None else features, label, "slide-7")
 
@@ -275,9 +282,8 @@ def test_class_weights_scale_the_loss_of_single_bags() -> None:
         trainee.model.eval()
         trainee.epoch = 1
     for place in order:
-        bag = bags[place]
-        weighted, unweighted = trainer._step(bag, 0), plain._step(bag, 0)
-        expected = trainer.class_weights[bag.label] * unweighted["cross_entropy"]
+        (weighted,), (unweighted,) = trainer._step([place], 0), plain._step([place], 0)
+        expected = trainer.class_weights[bags[place].label] * unweighted["cross_entropy"]
         assert weighted["cross_entropy"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -292,6 +298,63 @@ def test_learning_rate_falls_along_half_a_cosine_to_zero_or_stays() -> None:
     assert rates == sorted(rates, reverse=True)
     config = FitConfig(epochs=2, schedule="constant")
     assert [row["learning_rate"] for row in run(config=config)[1].history] == [1e-4, 1e-4]
+
+
+def test_accumulated_step_is_that_of_the_mean_loss_over_its_bags() -> None:
+    config = FitConfig(epochs=1, accumulate=4, gradient_clip=1e9)
+    trainer = Trainer(small(), TRAINING, VALIDATION, config=config, seed=0)
+    trainer.model.eval()
+    trainer.epoch = 1
+    trainer._step([0, 1, 2, 5], 0)
+    model = small().eval()
+    losses = [
+        torch.nn.functional.cross_entropy(model(bag.features)[0], torch.tensor(bag.label))
+        for bag in (TRAINING[place] for place in (0, 1, 2, 5))
+    ]
+    torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+    found = dict(trainer.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name].grad, parameter.grad, atol=1e-7, rtol=1e-5)
+
+
+def test_accumulation_divides_the_steps_of_an_epoch_and_leaves_a_smaller_last_one() -> None:
+    config = FitConfig(epochs=2, learning_rate=1e-3, accumulate=3)
+    _, result = run(AnchorConfig(), config=config)
+    assert result.anchor_state is not None
+    assert result.anchor_state["anchor.steps"] == 2 * 3  # 8 bags: 3, 3 and 2
+    assert result.history[-1]["learning_rate"] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 6)) / 2)
+
+
+def test_bfloat16_training_is_near_float32_and_keeps_weights_and_anchor_in_float32() -> None:
+    coarse = run(AnchorConfig(), config=FitConfig(epochs=3, learning_rate=1e-3, precision="bf16"))[1]
+    fine = run(AnchorConfig())[1]
+    assert coarse.history != fine.history
+    assert coarse.history[-1]["loss"] == pytest.approx(fine.history[-1]["loss"], rel=0.02)
+    assert coarse.anchor_state is not None
+    states = {**coarse.best_state, **coarse.anchor_state}
+    assert {value.dtype for name, value in states.items() if name != "anchor.steps"} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_on_a_gpu_is_near_that_on_the_cpu_and_continues_from_its_checkpoint(precision: Precision) -> None:
+    config = FitConfig(epochs=3, learning_rate=1e-3, precision=precision)
+
+    def trainer() -> Trainer:
+        model = small()
+        return Trainer(
+            model, TRAINING, VALIDATION, anchor=AnchorRegularizer(model), config=config, seed=0, device="cuda"
+        )
+
+    stopped, continued = trainer(), trainer()
+    stopped.run_epoch()
+    continued.load_state_dict(stopped.state_dict())
+    while not continued.finished:
+        continued.run_epoch()
+    found = continued.finish()
+    assert found.history[-1]["loss"] == pytest.approx(run(AnchorConfig())[1].history[-1]["loss"], rel=0.2)
+    assert all(value.isfinite().all() for value in found.best_state.values())
 
 
 def test_history_has_one_row_an_epoch_with_every_number() -> None:
@@ -349,7 +412,9 @@ def test_what_a_callback_draws_and_evaluates_does_not_change_the_run() -> None:
     assert fit(small(), TRAINING, VALIDATION, config=QUICK, seed=0, on_epoch=meddle).history == run()[1].history
 
 
-@pytest.mark.parametrize("options", [{"epochs": 0}, {"learning_rate": 0.0}, {"schedule": "step"}, {"patience": 0}])
+@pytest.mark.parametrize(
+    "options", [{"epochs": 0}, {"learning_rate": 0.0}, {"schedule": "step"}, {"patience": 0}, {"accumulate": 0}]
+)
 def test_training_option_out_of_its_range_is_refused_by_name(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         FitConfig(**options)  # type: ignore[arg-type]

@@ -391,3 +391,17 @@ def test_chart_texts_are_escaped_and_points_lie_in_the_frame() -> None:
     points = [float(number) for line in re.findall(r'points="([^"]+)"', drawn) for number in re.split("[ ,]", line)]
     assert len(points) <= 2 * (3 + charts.MAX_POINTS)
     assert 0 <= min(points) <= max(points) <= charts.SIZE
+
+
+def test_page_shows_how_attention_moved_and_how_alike_the_maps_of_an_ensemble_are(run: Run) -> None:
+    assert "Attention while training" not in (run.write() / "index.html").read_text(encoding="utf-8")
+    run.add("new", probability_of(0), label="", map_agreement=0.625)
+    folder = run.results / "model" / "fold-1"
+    folder.mkdir(parents=True)
+    columns = "epoch,jsd_lag1,jsd_lag5,spearman_lag1,top1_jaccard_lag1,entropy,effective_patches,top10_mass"
+    (folder / "stability.csv").write_text(
+        f"{columns},validation_cross_entropy,slides\n1,,,,,0.9,50,0.1,0.7,2\n2,0.2,,0.9,0.5,0.8,40,0.2,0.6,2\n"
+    )
+    page = (run.write() / "index.html").read_text(encoding="utf-8")
+    assert "Movement of attention" in page
+    assert page.count("rank correlation 0.62 between") == 1

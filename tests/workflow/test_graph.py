@@ -111,6 +111,11 @@ def test_a_changed_training_setting_embeds_nothing(finished: Study) -> None:
     assert finished.plan() == {"train": 2, "predict": SLIDES, "heatmap": SLIDES, "report": 1}
 
 
+def test_another_memory_limit_for_features_runs_nothing(finished: Study) -> None:
+    finished.configure(training={"cache_gb": 0.5})
+    assert finished.plan() == {}
+
+
 def test_another_mpp_for_one_slide_tiles_that_slide_alone(finished: Study) -> None:
     (finished.folder / "data" / "overrides.csv").write_text("slide_id,mpp\nnew.ü,0.25\n", encoding="utf-8")
     planned = finished.plan()

@@ -32,6 +32,7 @@ SETTINGS, COHORT = read_input()
 RESULTS = Path(SETTINGS["paths"]["results"])
 REPORTS = Path(SETTINGS["paths"]["reports"])
 FOLDS = list(range(settings.fold_count(SETTINGS)))
+COMPARED = settings.models(SETTINGS)[1:]
 
 # A job runs the packages of this checkout, with the interpreter that runs Snakemake unless a deployment method
 # (conda, a container) brings its own.
@@ -52,6 +53,7 @@ if "gpu" not in workflow.global_resources:
 wildcard_constraints:
     slide=r"[^/]+",
     fold=r"\d+",
+    model=r"[a-z_]+",
 
 
 def heatmaps():
@@ -74,6 +76,12 @@ def model_files(wildcards):
     return [
         RESULTS / "model" / f"fold-{fold}" / name for fold in FOLDS for name in ("weights.safetensors", "model.json")
     ]
+
+
+def compared_files(wildcards):
+    """Give what the folds' models of a further model consist of."""
+    folder = RESULTS / "compare" / wildcards.model
+    return [folder / f"fold-{fold}" / name for fold in FOLDS for name in ("weights.safetensors", "model.json")]
 
 
 def slide_path(wildcards):
@@ -117,7 +125,13 @@ def flags(stage):
 
     def of_job(wildcards):
         slide = wildcards.get("slide")
-        return settings.flags(SETTINGS, stage, override=COHORT.overrides.get(slide), drawn=COHORT.drawn.get(slide))
+        return settings.flags(
+            SETTINGS,
+            stage,
+            override=COHORT.overrides.get(slide),
+            drawn=COHORT.drawn.get(slide),
+            model=wildcards.get("model"),
+        )
 
     return of_job
 

@@ -31,12 +31,15 @@ rule train:
         anchor=RESULTS / "model" / "fold-{fold}" / "anchor.safetensors",
         model=RESULTS / "model" / "fold-{fold}" / "model.json",
         history=RESULTS / "model" / "fold-{fold}" / "history.csv",
+        stability=RESULTS / "model" / "fold-{fold}" / "stability.csv",
     log:
         RESULTS / "logs" / "train" / "fold-{fold}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
         gpu=gpu_of("train"),
+        # a resource and not a parameter: another cache trains nothing again
+        cache_mb=settings.cache_mb(SETTINGS),
     params:
         version=STAGE_VERSIONS["train"],
         flags=flags("train"),
@@ -44,7 +47,40 @@ rule train:
         folder=lambda wildcards, output: Path(output.model).parent,
     shell:
         "python -m pipeline train --fold {wildcards.fold} --splits {input.splits:q} --bags {params.bags:q}"
-        " --folder {params.folder:q} --threads {threads} --gpus {resources.gpu} {params.flags} 2> {log:q}"
+        " --folder {params.folder:q} --threads {threads} --gpus {resources.gpu}"
+        " --cache-mb {resources.cache_mb} {params.flags} 2> {log:q}"
+
+
+# Further models of the configuration's list, on the same splits; only their figures of merit are reported.
+use rule train as train_compared with:
+    output:
+        weights=RESULTS / "compare" / "{model}" / "fold-{fold}" / "weights.safetensors",
+        anchor=RESULTS / "compare" / "{model}" / "fold-{fold}" / "anchor.safetensors",
+        model=RESULTS / "compare" / "{model}" / "fold-{fold}" / "model.json",
+        history=RESULTS / "compare" / "{model}" / "fold-{fold}" / "history.csv",
+        stability=RESULTS / "compare" / "{model}" / "fold-{fold}" / "stability.csv",
+    log:
+        RESULTS / "logs" / "train" / "{model}" / "fold-{fold}.log",
+
+
+rule compare:
+    input:
+        splits=RESULTS / "model" / "splits.csv",
+        bags=bags_of_labelled,
+        models=compared_files,
+    output:
+        predictions=RESULTS / "compare" / "{model}" / "predictions.csv",
+    log:
+        RESULTS / "logs" / "compare" / "{model}.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    params:
+        version=STAGE_VERSIONS["compare"],
+        bags=RESULTS / "bags",
+        models=lambda wildcards, output: Path(output.predictions).parent,
+    shell:
+        "python -m pipeline compare --splits {input.splits:q} --bags {params.bags:q} --models {params.models:q}"
+        " --predictions {output.predictions:q} 2> {log:q}"
 
 
 rule predict:

@@ -25,6 +25,7 @@ rule report:
         cohort=RESULTS / "cohort.tsv",
         splits=RESULTS / "model" / "splits.csv",
         heatmaps=heatmaps(),
+        compared=[RESULTS / "compare" / name / "predictions.csv" for name in COMPARED],
     output:
         index=REPORTS / "index.html",
         predictions=REPORTS / "predictions.csv",

@@ -1,0 +1,124 @@
+"""Further models on the same splits: their out-of-fold predictions, and all models' figures of merit side by side."""
+
+import csv
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import store
+from pipeline.errors import ArtefactError
+from pipeline.evaluation import SlideResult, figures_of, pooled_arrays
+from pipeline.split import read_splits
+
+log = logging.getLogger(__name__)
+
+
+def run(*, splits: Path, bags: Path, models: Path, predictions: Path, device: str) -> None:
+    """Predict every labelled slide by the models of the folds that held it out.
+
+    Parameters
+    ----------
+    splits, bags
+        The splits file, and the folder of the bags.
+    models
+        The folder with a `fold-{k}` for each fold.
+    predictions
+        CSV to write: slide_id, folds (which models, separated by spaces), probability_<class> (their mean).
+    device
+        `cpu` or `cuda`.
+
+    Raises
+    ------
+    ArtefactError
+        If a model was trained on bags made otherwise, or two models have other classes.
+    """
+    from asmil.inference import predict
+    from pipeline.model_folder import load_model
+
+    rows = read_splits(splits)
+    found: dict[str, dict[int, NDArray[np.float32]]] = defaultdict(dict)
+    classes: list[str] = []
+    for fold in sorted({row.fold for row in rows}):
+        folder = models / f"fold-{fold}"
+        model, description = load_model(folder)
+        classes = classes or description.classes
+        if classes != description.classes:
+            raise ArtefactError(f"{folder} has the classes {description.classes}, others {classes}; train again")
+        for row in rows:
+            if row.fold == fold and row.role == "test":
+                bag = store.read(bags / f"{row.slide_id}.zarr.zip", ["features"])
+                description.check_bag(bag.attributes, folder=folder)
+                features = bag.arrays["features"].astype(np.float32)
+                if description.mean is not None and description.sd is not None:
+                    features = (features - description.mean) / description.sd
+                found[row.slide_id][fold] = predict(model, features, device=device, name=row.slide_id).probabilities
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["slide_id", "folds", *(f"probability_{name}" for name in classes)])
+    for slide_id, by_fold in sorted(found.items()):
+        mean: list[float] = np.stack(list(by_fold.values())).astype(np.float64).mean(axis=0).tolist()
+        writer.writerow([slide_id, " ".join(map(str, by_fold)), *mean])
+    store.write_text(predictions, buffer.getvalue())
+    log.info("%s: %d slides predicted", predictions, len(found))
+
+
+def read_predictions(path: Path, *, slides: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
+    """Give the probabilities of some slides, float64 [n, C], from what `run` wrote.
+
+    Raises
+    ------
+    ArtefactError
+        If the file has other classes, or lacks a slide.
+    """
+    with path.open(encoding="utf-8", newline="") as handle:
+        rows = {row["slide_id"]: row for row in csv.DictReader(handle)}
+    columns = [f"probability_{name}" for name in classes]
+    missing = [slide for slide in slides if slide not in rows or any(column not in rows[slide] for column in columns)]
+    if missing:
+        raise ArtefactError(
+            f"{path} has no prediction of {missing[0]} for the classes {', '.join(classes)};"
+            " delete it and run the workflow again"
+        )
+    return np.array([[float(rows[slide][column]) for column in columns] for slide in slides], dtype=np.float64)
+
+
+def figures(
+    slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, models: Sequence[str], folder: Path
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Give the pooled figures of merit of every model, on the same slides and with the same draws of patients.
+
+    Parameters
+    ----------
+    slides
+        All results of the first model.
+    metrics
+        As `pipeline.evaluation.evaluate` gives them, of the first model.
+    models
+        Names; the first is the model of `slides`.
+    folder
+        Where a folder of each further model has its `predictions.csv`.
+
+    Returns
+    -------
+    Value, low and high by metric, by model; empty where no slide counts.
+    """
+    used = [slide for slide in slides if slide.counts]
+    if not used:
+        return {}
+    found = {models[0]: metrics["pooled"]}
+    labels, _ = pooled_arrays(used, metrics["classes"])
+    patients, interval = [slide.patient_id for slide in used], metrics["interval"]
+    for name in models[1:]:
+        probabilities = read_predictions(
+            folder / name / "predictions.csv", slides=[slide.slide_id for slide in used], classes=metrics["classes"]
+        )
+        found[name] = figures_of(
+            labels, probabilities, patients, resamples=interval["resamples"], seed=interval["seed"]
+        )
+    return found

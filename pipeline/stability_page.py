@@ -1,0 +1,125 @@
+"""The report's part on training: how attention and the loss moved from epoch to epoch, a line a model."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipeline.charts import COLOURS, Line, line_chart
+
+Record = dict[str, NDArray[np.float64]]
+"""One model's `stability.csv`: a column an array; NaN where a cell is empty."""
+
+SETTLED = 5
+"""Last epochs that the table averages over."""
+
+_CHARTS = (
+    (
+        "jsd_lag1",
+        "Movement of attention",
+        "JSD to the epoch before",
+        "Jensen-Shannon divergence between neighbouring epochs on the same slides, 0 (still) to 1; read it beside the"
+        " entropy, as uniform attention never moves, and beside the learning rate, as a falling one stops every model.",
+    ),
+    (
+        "entropy",
+        "Concentration of attention",
+        "Entropy / log N",
+        "1: every patch weighs the same. Near 0: a few patches carry the slide.",
+    ),
+    (
+        "validation_cross_entropy",
+        "Validation loss",
+        "Cross-entropy, nats",
+        "On slides of the inner validation part; the epoch kept is the one of best macro F1 and AUROC on them.",
+    ),
+)
+
+_COLUMNS = (
+    ("jsd_lag1", "JSD lag 1"),
+    ("jsd_lag5", "JSD lag 5"),
+    ("spearman_lag1", "Rank correlation lag 1"),
+    ("top1_jaccard_lag1", "Top 1 % kept"),
+    ("entropy", "Entropy / log N"),
+    ("effective_patches", "Effective patches"),
+    ("top10_mass", "On ten patches"),
+)
+
+
+def read(models: Path) -> dict[int, Record]:
+    """Read the stability record of every fold's model below `models`; folds that followed no slide are left out."""
+    records = {}
+    for path in models.glob("fold-*/stability.csv"):
+        with path.open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        if rows:
+            columns = {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0]}
+            records[int(path.parent.name.removeprefix("fold-"))] = columns
+    return dict(sorted(records.items()))
+
+
+def render(records: Mapping[int, Record]) -> dict[str, Any] | None:
+    """Give what the report's template shows: charts, and a table a model; None where there is no record."""
+    if not records:
+        return None
+    return {
+        "charts": [_chart(records, *chart) for chart in _CHARTS],
+        "columns": [label for _, label in _COLUMNS],
+        "rows": [(fold, [_figure(record[name]) for name, _ in _COLUMNS]) for fold, record in records.items()],
+        "slides": int(max(record["slides"].max() for record in records.values())),
+        "settled": SETTLED,
+    }
+
+
+def _figure(values: NDArray[np.float64]) -> str:
+    known = values[-SETTLED:][~np.isnan(values[-SETTLED:])]
+    if len(known) == 0:
+        return "\N{EN DASH}"
+    mean = float(known.mean())
+    return f"{mean:.0f}" if mean >= 100 else f"{mean:.3g}" if mean >= 0.001 else f"{mean:.1e}"
+
+
+def _chart(records: Mapping[int, Record], column: str, title: str, y_label: str, note: str) -> dict[str, Any]:
+    last = max(float(record["epoch"].max()) for record in records.values())
+    top = 1.0 if column == "entropy" else _ceiling([record[column] for record in records.values()])
+    lines = [
+        Line(f"fold {fold}", x / last, y / top)
+        for fold, record in list(records.items())[: len(COLOURS)]
+        for x, y in [_known(record["epoch"], record[column])]
+        if len(x)
+    ]
+    if len(records) > len(COLOURS):
+        note += f" The first {len(COLOURS)} of {len(records)} models."
+    svg = line_chart(
+        lines,
+        title=f"{title} by epoch, a line a model",
+        x_label="Epoch",
+        y_label=y_label,
+        x_ticks=_ticks(last),
+        y_ticks=_ticks(top),
+    )
+    return {"title": title, "svg": Markup(svg), "note": note}  # noqa: S704 - the chart escapes every text in it
+
+
+def _known(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return x[~np.isnan(y)], y[~np.isnan(y)]
+
+
+def _ceiling(columns: Sequence[NDArray[np.float64]]) -> float:
+    """Give the smallest of 1, 2, 4, 5, 8 times a power of ten that no value exceeds."""
+    values = np.concatenate(columns)
+    largest = float(np.nanmax(values)) if not np.isnan(values).all() else 0.0
+    if largest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(largest))
+    return next(step * power for step in (1, 2, 4, 5, 8, 10, 20) if step * power >= largest)
+
+
+def _ticks(top: float) -> list[tuple[float, str]]:
+    """Give five ticks from 0 to `top`: place in [0, 1], and text."""
+    return [(share, f"{share * top:.3g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]

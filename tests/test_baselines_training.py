@@ -1,0 +1,157 @@
+"""Training of every model of the registry: it learns with the anchor and without, resumes, and stops where it must."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from asmil.anchor import AnchorConfig, AnchorRegularizer
+from asmil.bags import Bag
+from asmil.errors import TrainingError
+from asmil.inference import predict
+from asmil.recipes import LookaheadRAdam, source_trainer
+from asmil.training import FitConfig, Trainer, fit
+from tests.test_baselines import ALL, BASELINES, make
+
+QUICK = {"dsmil": (16, 5e-3), "max_pooling": (16, 5e-3), "transmil": (3, 2e-3)}
+"""Epochs and learning rate of models that need more than others, or take longer."""
+
+
+@pytest.mark.parametrize("name", ["mean_pooling", "max_pooling"])
+@pytest.mark.parametrize("mode", ["ema", "uniform"])
+def test_model_without_attention_gets_no_anchor(name: str, mode: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    model = make(name, d_in=16, classes=2)
+    anchor = AnchorRegularizer(model, AnchorConfig(mode=mode))
+    assert "has no attention to align" in caplog.text
+    assert anchor.anchor is None
+    assert anchor.weight == 0
+    plain = copy.deepcopy(model)
+    bags = planted(6, seed=0)
+    result = fit(model, bags, bags, anchor=anchor, config=FitConfig(epochs=1), seed=0)
+    other = fit(plain, bags, bags, config=FitConfig(epochs=1), seed=0)
+    assert all(torch.equal(value, other.best_state[key]) for key, value in result.best_state.items())
+    assert "anchor_kl" not in result.history[0]
+
+
+def planted(count: int, *, seed: int) -> list[Bag]:
+    """Make bags of 40 patches; in every second one six are shifted along one direction."""
+    generator = torch.Generator().manual_seed(seed)
+    bags = []
+    for number in range(count):
+        features = torch.randn(40, 16, generator=generator)
+        if number % 2:
+            features[torch.randperm(40, generator=generator)[:6], 0] += 3.5
+        bags.append(Bag(features, number % 2, f"bag-{number}"))
+    return bags
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("anchored", [False, True])
+def test_model_learns_a_planted_signal_with_and_without_the_anchor(name: str, anchored: bool) -> None:
+    options: dict[str, Any] = {} if name == "dsmil" else {"d_inner": 32}
+    model = make(name, d_in=16, classes=2, **options)
+    epochs, learning_rate = QUICK.get(name, (8, 2e-3))
+    anchor = AnchorRegularizer(model, AnchorConfig(beta=0.05, momentum=0.95)) if anchored else None
+    fit(
+        model,
+        planted(40, seed=1),
+        planted(20, seed=2),
+        anchor=anchor,
+        config=FitConfig(epochs=epochs, learning_rate=learning_rate),
+        seed=0,
+    )
+    test = planted(40, seed=3)
+    probabilities = [predict(model, bag.features).probabilities[1] for bag in test]
+    assert roc_auc_score([bag.label for bag in test], probabilities) > 0.9
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_stopped_training_continues_bitwise(name: str) -> None:
+    bags = planted(6, seed=0)
+
+    def trainer() -> Trainer:
+        model = make(name, d_in=16, classes=2)
+        anchor = AnchorRegularizer(model)
+        return Trainer(model, bags, bags, anchor=anchor, config=FitConfig(epochs=4, learning_rate=1e-3), seed=5)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    for _ in range(3):
+        whole.run_epoch()
+    for _ in range(2):
+        first.run_epoch()
+    second.load_state_dict(first.state_dict())
+    second.run_epoch()
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in second.model.state_dict().items())
+    assert whole.history == second.history
+
+
+def test_exploding_weights_of_a_baseline_stop_the_run() -> None:
+    model = make("clam_sb", d_in=16, classes=2)
+    with torch.no_grad():
+        model.classify.weight.fill_(torch.inf)
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        fit(model, planted(4, seed=0), planted(4, seed=0), config=FitConfig(epochs=1), seed=0)
+
+
+@pytest.mark.parametrize("name", ["transmil", "dsmil", "clam_sb", "asmil", "mhim"])
+def test_sources_recipe_trains_and_continues_bitwise(name: str) -> None:
+    bags = planted(7, seed=0)
+
+    def trainer() -> Trainer:
+        model = make(name, d_in=16, classes=2)
+        return source_trainer(name, model, bags, bags, seed=5, anchor=AnchorRegularizer(model), epochs=4)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    for _ in range(3):
+        whole.run_epoch()
+    for _ in range(2):
+        first.run_epoch()
+    second.load_state_dict(first.state_dict())
+    second.run_epoch()
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in second.model.state_dict().items())
+
+
+def test_recipe_sets_optimizer_betas_decay_and_bags_a_step() -> None:
+    bags = planted(4, seed=0)
+    trainer = source_trainer("transmil", make("transmil", d_in=16, classes=2), bags, bags, seed=0)
+    decayed, spared = trainer.optimizer.param_groups
+    assert isinstance(trainer.optimizer, LookaheadRAdam)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-5, 0)
+    assert all(value.ndim < 2 for value in spared["params"])
+    assert (trainer.config.accumulate, trainer.config.epochs, trainer.config.learning_rate) == (2, 200, 2e-4)
+    dual = source_trainer("dsmil", make("dsmil", d_in=16, classes=2), bags, bags, seed=0)
+    assert type(dual.optimizer) is torch.optim.Adam
+    assert dual.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_lookahead_steps_back_half_way_every_sixth_step() -> None:
+    plain, looking = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizers = torch.optim.RAdam([plain], lr=0.1), LookaheadRAdam([looking], lr=0.1)
+    for step in range(1, 7):
+        for value, optimizer in zip((plain, looking), optimizers, strict=True):
+            value.grad = torch.tensor([1.0, -2.0, 0.5]) * step
+            optimizer.step()
+        if step < 6:
+            assert torch.equal(plain, looking)
+    torch.testing.assert_close(looking, (1 + plain) / 2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_training_in_bfloat16_stays_finite_and_keeps_weights_in_float32(name: str) -> None:
+    bags, model = planted(4, seed=0), make(name, d_in=16, classes=2)
+    result = fit(
+        model,
+        bags,
+        bags,
+        anchor=AnchorRegularizer(model),
+        config=FitConfig(epochs=1, precision="bf16", accumulate=2),
+        seed=0,
+    )
+    assert math.isfinite(result.history[0]["loss"])
+    assert all(value.dtype == torch.float32 for value in result.best_state.values())

@@ -1,0 +1,78 @@
+"""The report's part on training: which records it shows, and what it says where there are none."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import stability_page
+
+HEADER = (
+    "epoch,jsd_lag1,jsd_lag5,spearman_lag1,top1_jaccard_lag1,entropy,effective_patches,top10_mass,"
+    "validation_cross_entropy,slides\n"
+)
+
+
+def write(folder: Path, fold: int, epochs: int = 12) -> None:
+    path = folder / f"fold-{fold}" / "stability.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        f"{epoch},{'' if epoch == 1 else 0.3 / epoch},,0.5,0.25,0.9,1234.5,0.01,{1 / epoch},3"
+        for epoch in range(1, epochs + 1)
+    ]
+    path.write_text(HEADER + "\n".join(rows) + ("\n" if rows else ""))
+
+
+def test_there_is_no_part_where_no_model_followed_a_slide(tmp_path: Path) -> None:
+    assert stability_page.render(stability_page.read(tmp_path)) is None
+    write(tmp_path, 0, epochs=0)
+    assert stability_page.render(stability_page.read(tmp_path)) is None
+
+
+def test_charts_have_a_line_a_model_in_the_order_of_folds(tmp_path: Path) -> None:
+    for fold in (10, 2, 0):
+        write(tmp_path, fold)
+    part = stability_page.render(stability_page.read(tmp_path))
+    assert part is not None
+    for chart in part["charts"]:
+        assert chart["svg"].count("<polyline") == 3
+        assert re.findall(r"fold \d+", str(chart["svg"])) == ["fold 0", "fold 2", "fold 10"]
+    assert [fold for fold, _ in part["rows"]] == [0, 2, 10]
+    assert part["slides"] == 3
+
+
+def test_axes_say_the_epochs_and_the_largest_value(tmp_path: Path) -> None:
+    write(tmp_path, 0)
+    part = stability_page.render(stability_page.read(tmp_path))
+    assert part is not None
+    movement, concentration, loss = (str(chart["svg"]) for chart in part["charts"])
+    assert ">12</text>" in movement
+    assert ">0.2</text>" in movement  # 0.15 at the second epoch
+    assert all(f">{text}</text>" in concentration for text in ("0", "0.5", "1"))
+    assert ">1</text>" in loss
+
+
+def test_table_averages_the_last_epochs_and_shows_a_dash_where_nothing_is_known(tmp_path: Path) -> None:
+    write(tmp_path, 0)
+    part = stability_page.render(stability_page.read(tmp_path))
+    assert part is not None
+    cells = dict(zip(part["columns"], part["rows"][0][1], strict=True))
+    mean = sum(0.3 / epoch for epoch in range(8, 13)) / 5
+    assert float(cells["JSD lag 1"]) == pytest.approx(mean, rel=0.01)
+    assert cells["JSD lag 5"] == "\N{EN DASH}"
+    assert cells["Effective patches"] in ("1234", "1235")
+
+
+def test_more_models_than_colours_are_said_and_all_are_in_the_table(tmp_path: Path) -> None:
+    for fold in range(8):
+        write(tmp_path, fold)
+    part = stability_page.render(stability_page.read(tmp_path))
+    assert part is not None
+    assert "The first 6 of 8 models." in part["charts"][0]["note"]
+    assert len(part["rows"]) == 8
+
+
+@pytest.mark.parametrize(("largest", "top"), [(0.15, 0.2), (0.4, 0.4), (0.00061, 0.0008), (9.0, 10.0), (0.0, 1.0)])
+def test_scale_ends_at_a_round_number_that_no_value_exceeds(largest: float, top: float) -> None:
+    assert stability_page._ceiling([np.array([np.nan, largest])]) == pytest.approx(top)

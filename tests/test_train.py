@@ -1,0 +1,286 @@
+"""Training a fold on stored bags: what is written, what is refused by name, and what a killed run leaves."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asmil.anchor import AnchorConfig
+from asmil.errors import BagError
+from asmil.training import FitConfig
+from pipeline import checkpoint, store, train
+from pipeline.model_folder import load_model
+from pipeline.split import COLUMNS, read_splits
+from pipeline.stored_bags import Cache, StoredBags, standardisation
+
+ROOT = Path(__file__).parents[1]
+WIDTH = 12
+ROLES = ("train", "train", "train", "train", "train", "train", "validation", "validation", "validation", "test")
+Features = np.typing.NDArray[np.float16]
+
+
+class Fold:
+    """Ten bags of two classes on disk, and the splits of one fold."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.labels = [str(number % 2) for number in range(len(ROLES))]
+        for number in range(len(ROLES)):
+            self.write(number, self.features(number))
+        self.write_splits()
+
+    def features(self, number: int, patches: int = 30) -> Features:
+        values = np.random.default_rng(number).standard_normal((patches, WIDTH))
+        values[: patches // 4, 0] += 3 * (number % 2)
+        return values.astype(np.float16)
+
+    def write(self, number: int, features: Features, **changed: Any) -> None:
+        shared = {"encoder": "test", "weights_sha256": "", "dim": WIDTH, "patch_px": 224, "target_mpp": 0.5}
+        attributes = store.stage_attributes(
+            "embed", slide_id=f"s{number}", fingerprint=str(number), **{**shared, "standardise": False, **changed}
+        )
+        arrays: dict[str, np.typing.NDArray[Any]] = {
+            "features": features,
+            "coords": np.zeros((len(features), 2), np.int32),
+        }
+        store.write(self.folder / "bags" / f"s{number}.zarr.zip", arrays, attributes)
+
+    def write_splits(self) -> None:
+        with (self.folder / "splits.csv").open("w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(COLUMNS)
+            for number, role in enumerate(ROLES):
+                writer.writerow([f"s{number}", f"p{number}", self.labels[number], 0, 0, role])
+
+    def train(self, name: str = "fold-0", **changed: Any) -> Path:
+        options: dict[str, Any] = {
+            "model_options": {"d_inner": 8, "tokens": 2, "heads": 2},
+            "anchor": AnchorConfig(),
+            "training": FitConfig(epochs=7, learning_rate=1e-3),
+            "stability_slides": 2,
+            "seed": 0,
+            "device": "cpu",
+            **changed,
+        }
+        train.run(
+            fold=0,
+            splits=self.folder / "splits.csv",
+            bags=self.folder / "bags",
+            folder=self.folder / name,
+            model="asmil",
+            **options,
+        )
+        return self.folder / name
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Fold:
+    return Fold(tmp_path)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    names = ("weights.safetensors", "anchor.safetensors")
+    pairs = [(load_file(first / name), load_file(second / name)) for name in names]
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
+
+
+def test_fold_leaves_a_model_its_history_and_its_stability_and_no_checkpoint(fold: Fold) -> None:
+    folder = fold.train()
+    found = sorted(path.name for path in folder.iterdir())
+    assert found == ["anchor.safetensors", "history.csv", "model.json", "stability.csv", "weights.safetensors"]
+    rows = table(folder / "stability.csv")
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 8)]
+    assert tuple(rows[0]) == train.STABILITY_COLUMNS
+    assert rows[0]["jsd_lag1"] == rows[4]["jsd_lag5"] == ""
+    assert 0 < float(rows[5]["jsd_lag5"]) < 1
+    assert {row["slides"] for row in rows} == {"2"}
+    history = table(folder / "history.csv")
+    assert [row["validation_cross_entropy"] for row in rows] == [row["validation_cross_entropy"] for row in history]
+
+
+def test_following_attention_does_not_change_the_model(fold: Fold) -> None:
+    assert same_weights(fold.train("a", stability_slides=3), fold.train("b", stability_slides=0))
+    assert table(fold.folder / "b" / "stability.csv") == []
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1e-6])
+def test_features_that_do_not_fit_in_memory_are_read_again_and_give_the_same_model(fold: Fold, cache_gb: float) -> None:
+    assert same_weights(fold.train("whole"), fold.train("streamed", cache_gb=cache_gb))
+
+
+def test_cache_keeps_features_up_to_its_limit_and_no_more(fold: Fold) -> None:
+    paths = [fold.folder / "bags" / f"s{number}.zarr.zip" for number in range(3)]
+    cache = Cache(2 * 30 * WIDTH * 2)
+    assert [cache.features(path) is cache.features(path) for path in paths] == [True, True, False]
+
+
+def test_standardised_bag_leaves_the_stored_one_as_it_was(fold: Fold) -> None:
+    (row,) = [row for row in read_splits(fold.folder / "splits.csv") if row.slide_id == "s3"]
+    bags = StoredBags([row], folder=fold.folder / "bags", classes=["0", "1"], cache=Cache(1 << 20))
+    bags.mean, bags.sd = standardisation(bags)
+    for _ in range(2):
+        assert np.asarray(bags[0].features).mean(0) == pytest.approx(np.zeros(WIDTH), abs=1e-3)
+    assert np.array_equal(bags.raw(0), fold.features(3))
+
+
+def interrupted(fold: Fold, name: str, *, epoch: int) -> None:
+    """Train until the checkpoint of an epoch is written, and stop there as a crash would."""
+    save = checkpoint.save
+
+    class CrashError(Exception):
+        pass
+
+    def save_then_crash(folder: Path, state: dict[str, Any], *, digest: str) -> None:
+        save(folder, state, digest=digest)
+        if state["trainer"]["epoch"] == epoch:
+            raise CrashError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_crash)
+        with pytest.raises(CrashError):
+            fold.train(name)
+
+
+@pytest.mark.parametrize("epoch", [1, 6, 7])
+def test_run_stopped_after_any_epoch_continues_to_bitwise_the_same_files(fold: Fold, epoch: int) -> None:
+    whole = fold.train("whole")
+    interrupted(fold, "stopped", epoch=epoch)
+    stopped = fold.train("stopped")
+    assert same_weights(whole, stopped)
+    for name in ("history.csv", "stability.csv", "model.json"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+
+
+def test_killed_process_continues_to_bitwise_the_same_model(fold: Fold) -> None:
+    training = '{"epochs": 40, "learning_rate": 0.001}'
+    command = [sys.executable, "-m", "pipeline", "train", "--fold", "0", "--splits", "splits.csv", "--bags", "bags"]
+    command += ["--folder", "killed", "--model", "asmil", "--options", '{"d_inner": 8, "tokens": 2, "heads": 2}']
+    command += ["--anchor", "{}", "--training", training, "--seed", "0", "--stability-slides", "2"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.defpath, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=fold.folder, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (fold.folder / "killed" / checkpoint.NAME).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)  # some epochs more
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was still training
+    config = FitConfig(epochs=40, learning_rate=1e-3)
+    assert same_weights(fold.train("whole", training=config), fold.train("killed", training=config))
+
+
+def relabelled(fold: Fold) -> dict[str, Any]:
+    fold.labels[0] = "1"
+    fold.write_splits()
+    return {}
+
+
+def embedded_again(fold: Fold) -> dict[str, Any]:
+    fold.write(2, fold.features(2) + np.float16(0.5))
+    return {}
+
+
+CHANGES: dict[str, Callable[[Fold], dict[str, Any]]] = {
+    "options": lambda _: {"training": FitConfig(epochs=7, learning_rate=2e-3)},
+    "seed": lambda _: {"seed": 1},
+    "features": embedded_again,
+    "labels": relabelled,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_checkpoint_of_other_options_or_bags_is_not_used(fold: Fold, change: str) -> None:
+    interrupted(fold, "stopped", epoch=3)
+    changed = CHANGES[change](fold)
+    assert same_weights(fold.train("whole", **changed), fold.train("stopped", **changed))
+
+
+def test_damaged_checkpoint_is_not_used(fold: Fold) -> None:
+    interrupted(fold, "stopped", epoch=3)
+    path = fold.folder / "stopped" / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:-200])
+    assert same_weights(fold.train("whole"), fold.train("stopped"))
+
+
+BROKEN: dict[str, Callable[[Fold], Features]] = {
+    "1 of 30 patches have features that are not finite": lambda fold: np.where(
+        np.arange(30)[:, None] == 4, np.float16(np.inf), fold.features(4)
+    ),
+    "2 of 30 patches have features that are not finite": lambda fold: np.where(
+        np.arange(30)[:, None] < 2, np.float16(np.nan), fold.features(4)
+    ),
+    "the bag has no patches": lambda fold: fold.features(4)[:0],
+}
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("number", [4, 7])
+@pytest.mark.parametrize("message", BROKEN)
+def test_bag_that_cannot_be_used_is_named_and_no_model_is_written(
+    fold: Fold, message: str, number: int, standardise: bool
+) -> None:
+    for other in range(len(ROLES)):
+        features = BROKEN[message](fold) if other == number else fold.features(other)
+        fold.write(other, features, standardise=standardise)
+    with pytest.raises(BagError, match=f"^s{number}: {message}"):
+        fold.train()
+    assert not (fold.folder / "fold-0" / "weights.safetensors").exists()
+
+
+def test_bag_of_another_encoder_is_named(fold: Fold) -> None:
+    fold.write(5, fold.features(5), encoder="other")
+    with pytest.raises(BagError, match="'s0' and 's5' differ in encoder"):
+        fold.train()
+
+
+def test_bags_of_one_patch_train_a_finite_model(fold: Fold) -> None:
+    for number in (0, 1, 6):
+        fold.write(number, fold.features(number, patches=1))
+    model, _ = load_model(fold.train())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_class_that_is_missing_from_the_training_part_is_said_and_weights_stay_finite(
+    fold: Fold, caplog: pytest.LogCaptureFixture
+) -> None:
+    fold.labels[8] = "rare"
+    fold.write_splits()
+    config = FitConfig(epochs=3, learning_rate=1e-3, class_weights="inverse_frequency")
+    model, description = load_model(fold.train(training=config))
+    assert "no training slide of class rare" in caplog.text
+    assert description.classes == ["0", "1", "rare"]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_class_that_is_missing_from_the_validation_part_leaves_a_finite_model(fold: Fold) -> None:
+    fold.labels[6:9] = ["0"] * 3
+    fold.write_splits()
+    folder = fold.train()
+    model, _ = load_model(folder)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert {row["validation_auroc"] for row in table(folder / "history.csv")} == {""}
+
+
+def test_panel_is_bounded_in_slides_and_patches_but_never_empty(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in read_splits(fold.folder / "splits.csv") if row.role == "validation"]
+    bags = StoredBags(rows, folder=fold.folder / "bags", classes=["0", "1"], cache=Cache(1 << 20))
+    assert train.choose_panel(bags, slides=2) == [0, 1]
+    assert train.choose_panel(bags, slides=0) == []
+    monkeypatch.setattr(train, "PANEL_PATCHES", 70)
+    assert train.choose_panel(bags, slides=8) == [0, 1]
+    monkeypatch.setattr(train, "PANEL_PATCHES", 5)
+    assert train.choose_panel(bags, slides=8) == [0]

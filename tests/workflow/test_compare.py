@@ -1,0 +1,45 @@
+"""Several models in one configuration: what is trained, and where their figures are reported."""
+
+import csv
+import json
+
+import pytest
+
+from tests.workflow.conftest import Study
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_list_of_models_trains_only_the_further_ones_and_reports_all_side_by_side(finished: Study) -> None:
+    finished.configure(model=["asmil", "gated_abmil", "mean_pooling"])
+    expected = {"train_compared": 4, "compare": 2, "report": 1}
+    ran = finished.run()
+    assert ran.code == 0, ran.output
+    assert ran.jobs == expected
+    metrics = json.loads((finished.folder / "reports" / "metrics.json").read_text())
+    assert list(metrics["models"]) == ["asmil", "gated_abmil", "mean_pooling"]
+    assert metrics["models"]["asmil"] == metrics["pooled"]
+    assert all(0 <= found["auroc"]["value"] <= 1 for found in metrics["models"].values())
+    page = (finished.folder / "reports" / "index.html").read_text()
+    assert "gated_abmil" in page
+    with (finished.folder / "results" / "compare" / "gated_abmil" / "predictions.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["slide_id"] for row in rows] == [f"slide {index}" for index in range(6)]
+    assert all(float(row["probability_normal"]) + float(row["probability_tumour"]) == pytest.approx(1) for row in rows)
+    assert finished.plan() == {}
+    finished.configure(model="asmil")
+    assert finished.plan() == {"report": 1}
+
+
+def test_another_first_model_trains_and_predicts_again_but_embeds_nothing(finished: Study) -> None:
+    finished.configure(model="clam_mb")
+    assert finished.plan() == {"train": 2, "predict": 7, "heatmap": 7, "report": 1}
+
+
+@pytest.mark.parametrize("model", ["resnet", ["asmil", "resnet"], ["asmil", "asmil"], []])
+def test_unknown_or_repeated_models_end_with_one_sentence(fresh: Study, model: object) -> None:
+    fresh.configure(model=model)
+    ran = fresh.run("--dry-run")
+    assert ran.code != 0
+    assert "config: model is" in ran.output
+    assert "one of asmil, mean_pooling" in ran.output
