@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
 from pipeline.intake import COPY_AGAIN, check_dicom_series, check_pixel_layout, explain_refusal, first_bytes
+from pipeline.opencv import make_repeatable
 from pipeline.reader import SourceChooser
 from pipeline.regions import Batch, PatchSource, read_rgb
 from pipeline.scale import Scale, objective_power, resolve_scale
@@ -278,6 +279,7 @@ def open_slide(
     SlideError
         If it is no readable slide, its pixels would come back wrong, or its scale is unknown or implausible.
     """
+    make_repeatable()
     file, handle = _open_handle(path)
     try:
         check_pixel_layout(file)

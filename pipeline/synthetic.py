@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
+from pipeline.opencv import make_repeatable
 from pipeline.synthetic_canvas import GRID_PX, Canvas, Zone, closed_curve, eighths
 from pipeline.synthetic_noise import TEXTURE_PX, enlarge, smooth_noise, texture
 from pipeline.synthetic_nuclei import NucleusKind
@@ -80,6 +81,7 @@ def draw_slide(
     ValueError
         If a side is below 512 px, on which no tissue of this scale has room.
     """
+    make_repeatable()
     if min(width_px, height_px) < 512:
         raise ValueError(f"a slide of {width_px} x {height_px} px has no room for tissue; use at least 512 px a side")
     rng = default_rng(seed)

@@ -75,8 +75,8 @@ def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (np.full((4, 8), np.nan), "s1: its bag has features that are not finite"),
-        (np.zeros((0, 8)), "s1: its bag is empty"),
+        (np.full((4, 8), np.nan), "s1: 4 of 4 patches have features that are not finite"),
+        (np.zeros((0, 8)), "s1: the bag has no patches"),
         (np.zeros((4, 9)), "bags of 's0' and 's1' differ in dim"),
     ],
     ids=["nan", "empty", "another width"],

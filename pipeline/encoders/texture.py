@@ -28,6 +28,7 @@ from pipeline.encoders.descriptors import (
     orientation,
 )
 from pipeline.encoders.registry import TEXTURE_SMALLEST_PX, EncoderSpec
+from pipeline.opencv import make_repeatable
 
 BATCH = 32
 """Patches of a batch: enough to share between threads, few enough to stay in the cache."""
@@ -212,8 +213,7 @@ class TextureEncoder:
         _check_patches(patches)
         if self._prepare is not None:
             patches = self._prepare(patches)
-        cv2.setNumThreads(1)  # planes are small: OpenCV's own threads would cost more than they give
-        cv2.ipp.setUseIPP(False)  # its sums round by where an array lies in memory
+        make_repeatable()
         features = np.empty((len(patches), self.dim), np.float32)
         if self._threads == 1:
             for row, patch in zip(features, patches, strict=True):
