@@ -139,7 +139,7 @@ def look(cohort: Cohort, *, default_mpp: float | None, mpp_from_objective: bool,
         return describe(
             slide_id,
             cohort.slides[slide_id],
-            label=cohort.labels.get(slide_id),
+            label=cohort.known.get(slide_id),
             override=cohort.overrides.get(slide_id),
             drawn=cohort.drawn.get(slide_id),
             default_mpp=default_mpp,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,8 @@ class Cohort:
         Path by slide id, sorted by id.
     labels
         Labels of the slides that are present.
+    known
+        Rows of the labels file of the slides that are present, also those with an empty label.
     overrides
         Overrides of the slides that are present.
     skipped
@@ -70,6 +72,7 @@ class Cohort:
 
     slides: dict[str, Path]
     labels: dict[str, Label]
+    known: dict[str, Label] = field(default_factory=dict)
     overrides: dict[str, Override] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ def read_labels(path: Path, *, target: str) -> dict[str, Label]:
     rows = _read_csv(path, required=("slide_id", target), known=(*_COLUMNS, target), prefix="label_")
     labels: dict[str, Label] = {}
     for line, row in rows:
-        slide_id = unicodedata.normalize("NFC", row["slide_id"])
+        slide_id = row["slide_id"]
         if not slide_id:
             raise ConfigError(f"{path}, line {line}: slide_id is empty; fill it in or remove the line")
         if slide_id in labels:
@@ -122,7 +125,7 @@ def read_overrides(path: Path) -> dict[str, Override]:
         return {}
     overrides: dict[str, Override] = {}
     for line, row in _read_csv(path, required=("slide_id",), known=("slide_id", "mpp", "skip", "note")):
-        slide_id = unicodedata.normalize("NFC", row["slide_id"])
+        slide_id = row["slide_id"]
         if slide_id in overrides:
             raise ConfigError(f"{path}, line {line}: slide '{slide_id}' is listed twice; keep one line")
         skip = row.get("skip", "").lower()
@@ -156,6 +159,8 @@ def _read_csv(
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); it must be a CSV file") from error
     reader = csv.reader(text.splitlines(), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -168,7 +173,9 @@ def _read_csv(
                     " quote cells that hold commas"
                 )
             if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+                # one way of writing accented letters, or one patient could be two
+                plain = (unicodedata.normalize("NFC", cell.strip()) for cell in cells)
+                rows.append((reader.line_num, dict(zip(header, plain, strict=True))))
     except csv.Error as error:
         raise ConfigError(f"{path}, line {reader.line_num}: not a CSV file ({error}); save it as CSV again") from error
     return rows
@@ -227,6 +234,8 @@ def load(
     given = read_labels(labels, target=target)
     known = read_overrides(overrides)
     slides = {name: path for name, path in found.items() if not known.get(name, Override()).skip}
+    if not slides:
+        raise ConfigError(f"{overrides} skips every slide of {folder}; keep some")
     present = {name: given[name] for name in slides if name in given and given[name].label}
     problem = ""
     try:
@@ -243,6 +252,7 @@ def load(
     return Cohort(
         slides=slides,
         labels=present,
+        known={name: given[name] for name in slides if name in given},
         overrides={name: known[name] for name in slides if name in known},
         skipped={name: known[name] for name in found if name not in slides},
         drawn={
@@ -300,6 +310,11 @@ def check_labels(
             + (f" (it names '{example}', a slide here is '{next(iter(slides), '')}')" if example else "")
             + "; a slide id is the file's path without its extension"
         )
+    for what, names in (
+        ("classes", {label.label for label in present.values()}),
+        ("patients", {label.patient_id for label in present.values()}),
+    ):
+        _refuse_near_twins(path, what, names)
     patients = {label.patient_id for label in present.values()}
     by_class = Counter(label for label, _ in {(label.label, label.patient_id) for label in present.values()})
     if len(by_class) < 2:
@@ -328,12 +343,23 @@ def digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _refuse_near_twins(path: Path, what: str, names: Iterable[str]) -> None:
+    """Refuse names that differ only in case or spacing: most likely one class, or one patient, spelt twice."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        other = first.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            raise ConfigError(
+                f"{path}: the {what} '{other}' and '{name}' differ only in case or spacing; spell them alike"
+            )
+
+
 def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
     """Give a digest of everything the check shows: slides, their content, labels, overrides, drawings."""
     rows = [
         (
             *(slide, str(path), fingerprints[slide]),
-            *(_plain(cohort.labels.get(slide)), _plain(cohort.overrides.get(slide))),
+            *(_plain(cohort.known.get(slide)), _plain(cohort.overrides.get(slide))),
             *map(str, _plain(cohort.drawn.get(slide))),
         )
         for slide, path in cohort.slides.items()

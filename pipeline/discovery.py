@@ -3,6 +3,7 @@
 Only the standard library is imported here, because the workflow reads the cohort each time it plans.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 from pipeline.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, companions
 
+MAX_ID_BYTES = 220
+"""File systems allow names of 255 bytes; the longest ending is `.chunks` or `.zarr.zip.part` with a dot in front."""
+
+_REPEATING = re.compile(r"(?P<part>.+)(?P=part){19,}$")
 _NO_WARNING = frozenset({".gitkeep", ".ds_store", "thumbs.db", "desktop.ini"})
 _NO_WARNING_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".geojson", ".full"})
 
@@ -27,8 +32,8 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
     Raises
     ------
     ConfigError
-        If the folder is missing or holds no slide, if two slides have one id, or if a name has a brace or a control
-        character (a brace marks a wildcard in the workflow).
+        If the folder is missing or holds no slide, if two slides have one id, or if a name is one that the workflow
+        cannot pass on (see `_check_id`).
     """
     found: dict[str, Path] = {}
     warnings: list[str] = []
@@ -38,8 +43,7 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
         relative = path.relative_to(folder)
         name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
         slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
-        if any(letter in "{}" or ord(letter) < 32 for letter in slide_id):
-            raise ConfigError(f"{path}: a slide's name cannot hold braces or control characters; rename it")
+        _check_id(slide_id, path)
         if slide_id in found:
             raise ConfigError(
                 f"{found[slide_id]} and {path} have the same slide id '{slide_id}'; rename or remove one of them"
@@ -53,7 +57,32 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return dict(sorted(found.items())), warnings
 
 
-def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
+def _check_id(slide_id: str, path: Path) -> None:
+    """Refuse an id that Snakemake or the file system would stumble over, with all other slides.
+
+    Braces and angle brackets mark wildcards and path variables, an end that repeats often is taken for a wildcard that
+    runs away, and a name needs room for the endings of its artefacts.
+    """
+    try:
+        size = len(slide_id.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{str(path)!r}: the name is not UTF-8; rename it") from error
+    if any(letter in "{}<>" or ord(letter) < 32 for letter in slide_id):
+        raise ConfigError(f"{path}: a slide's name cannot hold braces, < or >, or control characters; rename it")
+    if size > MAX_ID_BYTES:
+        raise ConfigError(
+            f"{path}: its id has {size} bytes, more than {MAX_ID_BYTES}; shorten the name or its folders'"
+        )
+    if _REPEATING.search(slide_id):
+        raise ConfigError(f"{path}: the name ends in a part that is repeated 20 times or more; rename it")
+
+
+def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()) -> Iterable[Path]:
+    real = folder.resolve()
+    if real in above:
+        warnings.append(f"{folder} is ignored: it is a link to a folder above it.")
+        return
+    above = (*above, real)
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     belonging = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
     for entry in entries:
@@ -71,7 +100,7 @@ def _slide_paths(folder: Path, warnings: list[str]) -> Iterable[Path]:
             continue
         if entry.is_dir():
             if not hidden:
-                yield from _slide_paths(entry, warnings)
+                yield from _slide_paths(entry, warnings, above)
         elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
             yield entry
         elif not _is_expected(entry):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from asmil.registry import MODELS, NamedModel, build
@@ -53,6 +54,8 @@ class ModelFolder:
         What every bag must have in common with those it was trained on: encoder, weights' sha256, width, scale.
     fold, best_epoch, training
         Where the model comes from.
+    seen
+        Fingerprints of the slides it was trained on or its epoch was chosen on.
     mean, sd
         Standardisation of the features, each float32 of shape (d,), or None.
     """
@@ -64,6 +67,7 @@ class ModelFolder:
     fold: int
     best_epoch: int
     training: dict[str, Any]
+    seen: list[str]
     mean: NDArray[np.float32] | None = None
     sd: NDArray[np.float32] | None = None
 
@@ -86,6 +90,7 @@ class ModelFolder:
             "fold": self.fold,
             "best_epoch": self.best_epoch,
             "training": self.training,
+            "seen": self.seen,
         }
         store.write_text(folder / "model.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
@@ -99,6 +104,25 @@ class ModelFolder:
                 )
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read `model.json`.
+
+    Raises
+    ------
+    ArtefactError
+        If it is missing, damaged, or of another schema version.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{folder}: its model.json is missing or damaged ({error}); train again") from error
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{folder}: schema version {found.get('schema_version')}, {SCHEMA_VERSION} is needed; train again"
+        )
+    return found
+
+
 def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
     """Load a model in evaluation mode.
 
@@ -107,17 +131,11 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
     ArtefactError
         If the folder is incomplete, damaged, or of another schema version.
     """
+    found = read_description(folder)
     try:
-        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         state = load_file(folder / "weights.safetensors")
-    except FileNotFoundError as error:
-        raise ArtefactError(
-            f"{folder} is no complete model folder: {error.filename} is missing; train again"
-        ) from error
-    if found.get("schema_version") != SCHEMA_VERSION:
-        raise ArtefactError(
-            f"{folder}: schema version {found.get('schema_version')}, {SCHEMA_VERSION} is needed; train again"
-        )
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ArtefactError(f"{folder}: its weights are missing or damaged ({error}); train again") from error
     mean, sd = state.pop(_MEAN, None), state.pop(_SD, None)
     model = build_model(
         found["model"],
@@ -126,7 +144,10 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         options=found["options"],
         seed=0,
     )
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtefactError(f"{folder}: its weights do not fit its model.json; train again") from error
     model.eval()
     return model, ModelFolder(
         name=found["model"],
@@ -136,6 +157,7 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         fold=found["fold"],
         best_epoch=found["best_epoch"],
         training=found["training"],
+        seen=found["seen"],
         mean=None if mean is None else mean.numpy(),
         sd=None if sd is None else sd.numpy(),
     )

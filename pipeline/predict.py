@@ -13,7 +13,7 @@ from asmil.inference import predict
 from asmil.stability import agreement
 from pipeline import store
 from pipeline.errors import ArtefactError
-from pipeline.model_folder import load_model
+from pipeline.model_folder import load_model, read_description
 from pipeline.split import Assignment, read_splits
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,12 @@ def folds_for(slide_id: str, rows: Sequence[Assignment]) -> tuple[list[int], str
     if tested:
         return tested, "out_of_fold"
     return sorted({row.fold for row in rows}), "ensemble"
+
+
+def unseen(folds: Sequence[int], *, models: Path, fingerprint: str) -> list[int]:
+    """Leave out the models that were trained on this very file under another id; all are kept if all were."""
+    kept = [fold for fold in folds if fingerprint not in read_description(models / f"fold-{fold}")["seen"]]
+    return kept or list(folds)
 
 
 def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) -> None:
@@ -54,6 +60,7 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
     own = next((row for row in rows if row.slide_id == slide_id), None)
     if stored.ok:
         folds, source = folds_for(slide_id, rows)
+        folds = unseen(folds, models=models, fingerprint=stored.attributes["fingerprint"])
         probability, fold_scores, classes = judge(stored, [models / f"fold-{fold}" for fold in folds], device=device)
         mean = probability.mean(0)
         winner = int(mean.argmax())

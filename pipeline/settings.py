@@ -6,6 +6,7 @@ Only the Snakefile uses this module with the whole configuration; a stage gets i
 import contextlib
 import difflib
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,8 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
     rules = yaml.safe_load(schema.read_text(encoding="utf-8"))
     settings: Settings = _typed(config, rules)
     validate(settings, rules)
+    _check_model(settings)
+    _check_colormap(settings["heatmap"]["colormap"])
     return _resolve_scale(settings)
 
 
@@ -59,7 +62,8 @@ def _typed(value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, str) and kinds & {"integer", "number", "boolean", "null"}:
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value)
-    return value
+    # NaN and infinity pass every comparison of a schema; as text they are refused
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
@@ -116,6 +120,31 @@ def expected(schema: Mapping[str, Any]) -> str:
     return f"{words} {' and '.join(limits)}".strip()
 
 
+def _check_model(settings: Settings) -> None:
+    """Refuse options of ASMIL that do not fit each other, which a schema of single keys cannot see."""
+    options = settings["asmil"]
+    if options["d_inner"] != "auto" and options["d_inner"] % options["heads"]:
+        raise ConfigError(
+            f"config: asmil.d_inner is {options['d_inner']}, no multiple of the {options['heads']} heads; change one"
+        )
+    dropped = str(options["token_drop"]).removeprefix("fixed:")
+    if dropped.isdigit() and int(dropped) >= options["tokens"]:
+        raise ConfigError(
+            f"config: asmil.token_drop is {options['token_drop']} of {options['tokens']} tokens; one must be kept"
+        )
+
+
+def _check_colormap(name: str) -> None:
+    if name in ("viridis", "cividis"):  # the usual ones are known without importing matplotlib each time
+        return
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        near = difflib.get_close_matches(name, list(colormaps), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "choose viridis, cividis or another of matplotlib"
+        raise ConfigError(f"config: heatmap.colormap is '{name}', which matplotlib does not know; {hint}")
+
+
 def _resolve_scale(settings: Settings) -> Settings:
     encoder, tiling = settings["encoder"], settings["tiling"]
     spec = _encoder(settings)
@@ -158,6 +187,14 @@ def load_cohort(settings: Settings) -> Cohort:
         tissue=Path(paths["tissue"]),
         roi=Path(paths["roi"]),
     )
+
+
+def rehearse(settings: Settings, cohort: Cohort, fingerprints: Mapping[str, str]) -> None:
+    """Try to divide the labelled slides; raises as `pipeline.split.rehearse` does."""
+    from pipeline import split
+
+    evaluation = {key: settings["evaluation"][key] for key in ("folds", "repeats", "validation", "group_by")}
+    split.rehearse(cohort.labels, fingerprints, seed=settings["seed"], **evaluation)
 
 
 def fold_count(settings: Settings) -> int:

@@ -285,6 +285,28 @@ def run(
     log.info("%d of %d labelled slides in %d x %d folds", len(usable), len(labels), repeats, folds)
 
 
+def rehearse(
+    labels: Mapping[str, Label],
+    fingerprints: Mapping[str, str],
+    *,
+    folds: int,
+    repeats: int,
+    validation: float,
+    seed: int,
+    group_by: str,
+) -> None:
+    """Divide all labelled slides as if all were usable, to learn before any work whether they can be divided.
+
+    Raises
+    ------
+    ConfigError
+        As `check_leaks`, `assign` and `check_roles` do.
+    """
+    check_leaks(labels, fingerprints)
+    rows = assign(labels, folds=folds, repeats=repeats, validation=validation, seed=seed, group_by=group_by)
+    check_roles(rows, fingerprints)
+
+
 def _left_out(attributes: Mapping[str, Mapping[str, Any]], *, most: int = 3) -> str:
     """Name the first slides that are not usable, with their reasons."""
     bad = {name: found["reason"] for name, found in attributes.items() if found["status"] != store.OK}
@@ -304,7 +326,10 @@ def write_splits(path: Path, rows: list[Assignment]) -> None:
 def read_splits(path: Path) -> list[Assignment]:
     """Read what `write_splits` wrote."""
     with path.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
+        reader = csv.DictReader(handle)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ConfigError(f"{path}: its columns are not {', '.join(COLUMNS)}; delete it and run the workflow again")
     for row in rows:
         if row["role"] not in get_args(Role):
             raise ConfigError(f"{path}: role '{row['role']}' of slide '{row['slide_id']}' is none of {get_args(Role)}")

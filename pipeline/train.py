@@ -222,6 +222,11 @@ def run(
         fold=fold,
         best_epoch=result.best_epoch,
         training=options,
+        seen=sorted(
+            str(store.read_attributes(bags / f"{row.slide_id}.zarr.zip")["fingerprint"])
+            for row in rows
+            if row.role != "test"
+        ),
         mean=data.train.mean,
         sd=data.train.sd,
     ).write(folder, result)

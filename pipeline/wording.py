@@ -73,7 +73,8 @@ def quality_notes(attributes: Mapping[str, Any], tiles: int) -> list[str]:
     source = MPP_SOURCES.get(attributes["mpp_source"], attributes["mpp_source"])
     return [
         *(f"Warning: {sentence}" for sentence in attributes.get("warnings", ())),
-        f"{tiles:,} patches of {attributes['patch_px']} px at {attributes['realised_mpp']:.3f} µm/px "
+        f"{tiles:,} patch{'' if tiles == 1 else 'es'} of {attributes['patch_px']} px "
+        f"at {attributes['realised_mpp']:.3f} µm/px "
         f"({patch_um:.0f} µm), {left_out} left out.",
         f"Slide {attributes['width']:,} {TIMES} {attributes['height']:,} px at {attributes['mpp_x']:.4g} µm/px, "
         f"{source}; tissue {attributes['tissue_area_mm2']:.3g} mm².",

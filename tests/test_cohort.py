@@ -1,3 +1,4 @@
+import os
 import unicodedata
 from pathlib import Path
 
@@ -227,3 +228,68 @@ def test_a_skipped_slide_keeps_its_note(tmp_path: Path) -> None:
     found = loaded(tmp_path, GOOD, overrides="slide_id,skip,note\ne,true,smeared\nabsent,true,\n")
     assert found.skipped["e"].note == "smeared"
     assert [warning for warning in found.warnings if "overrides.csv names 1 slide(s) that are not in" in warning]
+
+
+def test_one_spelling_of_accented_letters_makes_one_patient_and_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    text = f"slide_id,label,patient_id\na,{composed},{composed}\nb,{decomposed},{decomposed}\n"
+    found = cohort.read_labels(labels_file(tmp_path, text), target="label")
+    assert found["a"] == found["b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a,Tumour,1\nb,tumour,2\nc,y,3\nd,y,4\n", "classes 'Tumour' and 'tumour' differ only in case"),
+        ("a,x,P 1\nb,x,p1\nc,y,3\nd,y,4\n", "patients 'P 1' and 'p1' differ only in case"),
+    ],
+)
+def test_names_that_differ_only_in_case_or_spacing_are_refused(tmp_path: Path, rows: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, f"slide_id,label,patient_id\n{rows}")
+
+
+def test_a_slide_without_a_label_keeps_its_patient(tmp_path: Path) -> None:
+    found = loaded(tmp_path, "slide_id,label,patient_id\na,x,1\nb,x,2\nc,y,3\nd,y,4\ne,,3\n")
+    assert "e" not in found.labels
+    assert found.known["e"].patient_id == "3"
+
+
+def test_overrides_that_skip_everything_are_refused(tmp_path: Path) -> None:
+    skipped = "".join(f"{name},true\n" for name in "abcdef")
+    with pytest.raises(ConfigError, match="skips every slide"):
+        loaded(tmp_path, GOOD, overrides=f"slide_id,skip\n{skipped}")
+
+
+def test_a_folder_in_the_labels_file_s_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").mkdir()
+    with pytest.raises(ConfigError, match=r"labels\.csv cannot be read"):
+        cohort.read_labels(tmp_path / "labels.csv", target="label")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a<b>.svs", "cannot hold braces, < or >"),
+        ("a" * 221 + ".svs", "has 221 bytes"),
+        ("ab" * 25 + ".svs", "is repeated"),
+    ],
+    ids=["angle brackets", "long", "repeating"],
+)
+def test_a_name_that_the_workflow_would_stumble_over_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        discover(touch(tmp_path, name))
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.svs")).write_bytes(b"x")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        discover(tmp_path)
+
+
+def test_a_link_to_a_folder_above_is_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "below/b.svs")
+    (tmp_path / "below" / "loop").symlink_to(tmp_path)
+    slides, warnings = discover(tmp_path)
+    assert list(slides) == ["a", "below__b"]
+    assert "link to a folder above" in warnings[0]

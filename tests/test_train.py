@@ -19,6 +19,7 @@ from asmil.anchor import AnchorConfig
 from asmil.errors import BagError
 from asmil.training import FitConfig
 from pipeline import checkpoint, store, train
+from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model
 from pipeline.split import COLUMNS, read_splits
 from pipeline.stored_bags import Cache, StoredBags, standardisation
@@ -284,3 +285,38 @@ def test_panel_is_bounded_in_slides_and_patches_but_never_empty(fold: Fold, monk
     assert train.choose_panel(bags, slides=8) == [0, 1]
     monkeypatch.setattr(train, "PANEL_PATCHES", 5)
     assert train.choose_panel(bags, slides=8) == [0]
+
+
+def test_standardisation_is_fitted_on_the_training_part_alone(fold: Fold) -> None:
+    for number, role in enumerate(ROLES):
+        fold.write(number, fold.features(number) + np.float16(0 if role == "train" else 50), standardise=True)
+    _, description = load_model(fold.train())
+    trained_on = [
+        store.read(fold.folder / "bags" / f"s{number}.zarr.zip").arrays["features"].astype(np.float64)
+        for number, role in enumerate(ROLES)
+        if role == "train"
+    ]
+    assert description.mean is not None
+    np.testing.assert_allclose(description.mean, np.mean([bag.mean(0) for bag in trained_on], axis=0), atol=1e-5)
+
+
+def test_model_knows_the_files_it_was_trained_or_chosen_on(fold: Fold) -> None:
+    _, description = load_model(fold.train())
+    assert description.seen == sorted(str(number) for number, role in enumerate(ROLES) if role != "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.json", lambda content: content[:-20]),
+        ("model.json", lambda content: content.replace(b'"schema_version": 1', b'"schema_version": 7')),
+        ("weights.safetensors", lambda content: content[:-9]),
+        ("weights.safetensors", lambda _: b""),
+    ],
+    ids=["cut description", "another schema", "cut weights", "no weights"],
+)
+def test_damaged_model_folder_is_one_sentence(fold: Fold, name: str, damage: Callable[[bytes], bytes]) -> None:
+    folder = fold.train()
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    with pytest.raises(ArtefactError, match="train again"):
+        load_model(folder)

@@ -34,6 +34,27 @@ CASES: dict[str, tuple[Callable[[Study], object], str]] = {
     "out of range": (lambda study: study.configure(tiling={"min_tissue": 3}), "tiling.min_tissue is 3; it must be"),
     "wrong type": (lambda study: study.configure(seed="x"), "seed is 'x'; it must be a whole number"),
     "wrong choice": (lambda study: study.configure(anchor={"mode": "off"}), "one of ema, frozen, uniform, none"),
+    "not a number": (lambda study: study.configure(training={"learning_rate": float("nan")}), "learning_rate is 'nan'"),
+    "unknown colour map": (
+        lambda study: study.configure(heatmap={"colormap": "viridus"}),
+        "matplotlib does not know; did you mean 'viridis'?",
+    ),
+    "heads that do not divide": (
+        lambda study: study.configure(asmil={"d_inner": 100}),
+        "asmil.d_inner is 100, no multiple of the 8 heads",
+    ),
+    "every token dropped": (
+        lambda study: study.configure(asmil={"token_drop": "fixed:8"}),
+        "asmil.token_drop is fixed:8 of 8 tokens",
+    ),
+    "one file under two patients": (
+        lambda study: (study.raw / "slide 2.svs").write_bytes((study.raw / "slide 0.svs").read_bytes()),
+        "slides 'slide 0' and 'slide 2' are the same file but belong to patients 'patient 0' and 'patient 2'",
+    ),
+    "two patients a class": (
+        lambda study: study.labels.write_text("slide_id,label\nslide 0,a\nslide 1,b\nslide 2,a\nslide 3,b\n"),
+        "too few patients to set some aside for validation",
+    ),
     "unknown encoder": (lambda study: study.configure(encoder={"name": "resnot"}), "resnot"),
     "two slides of one id": (lambda study: (study.raw / "slide 0.tif").write_bytes(b""), "the same slide id 'slide 0'"),
     "not the encoder's scale": (

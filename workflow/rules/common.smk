@@ -94,6 +94,20 @@ def slide_fingerprint(slide):
     return fingerprint(COHORT.slides[slide])
 
 
+def look_ahead():
+    """Say what looks odd, and end before any work if the labelled slides cannot be divided."""
+    for warning in COHORT.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
+    try:
+        settings.rehearse(SETTINGS, COHORT, {slide: slide_fingerprint(slide) for slide in COHORT.labels})
+    except PipelineError as error:
+        stop(error)
+
+
+if workflow.is_main_process and COHORT.slides:
+    look_ahead()
+
+
 def slide_print(wildcards):
     """Give the slide's fingerprint: a replaced file runs again."""
     return slide_fingerprint(wildcards.slide)

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from asmil import AnchorConfig, FitConfig
+from pipeline import predict, store, train
+from pipeline.errors import ArtefactError
+from pipeline.split import Assignment, Role, write_splits
+
+SLIDES = 9
+FOLDS = 3
+
+
+def role_of(slide: int, fold: int) -> Role:
+    """Hold out a third of the slides in each fold, and validate on the next third."""
+    return ("test", "validation", "train")[(slide // 3 - fold) % 3]
+
+
+def write_bag(folder: Path, name: str, features: NDArray[np.float64], *, fingerprint: str, dim: int = 6) -> Path:
+    attributes = store.stage_attributes(
+        "embed",
+        slide_id=name,
+        fingerprint=fingerprint,
+        encoder="texture",
+        weights_sha256="",
+        dim=dim,
+        patch_px=224,
+        target_mpp=0.5,
+        standardise=True,
+    )
+    arrays: dict[str, NDArray[Any]] = {
+        "features": features.astype(np.float16),
+        "coords": np.zeros((len(features), 2), np.int32),
+    }
+    store.write(folder / f"{name}.zarr.zip", arrays, attributes)
+    return folder / f"{name}.zarr.zip"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with bags, splits and three trained models."""
+    folder = tmp_path_factory.mktemp("trained")
+    generator = np.random.default_rng(0)
+    rows = [
+        Assignment(f"s{slide}", f"p{slide}", "ab"[slide % 2], 0, fold, role_of(slide, fold))
+        for fold in range(FOLDS)
+        for slide in range(SLIDES)
+    ]
+    write_splits(folder / "splits.csv", rows)
+    for slide in range(SLIDES):
+        features = generator.normal(size=(20, 6)) + 2.0 * (slide % 2)
+        write_bag(folder / "bags", f"s{slide}", features, fingerprint=f"file {slide}")
+    for fold in range(FOLDS):
+        train.run(
+            fold=fold,
+            splits=folder / "splits.csv",
+            bags=folder / "bags",
+            folder=folder / "model" / f"fold-{fold}",
+            model="asmil",
+            model_options={"d_inner": 8, "tokens": 2, "heads": 2},
+            anchor=AnchorConfig(),
+            training=FitConfig(epochs=2),
+            seed=0,
+            device="cpu",
+        )
+    return folder
+
+
+def predicted(trained: Path, bag: Path) -> store.Artefact:
+    output = trained / "attention" / bag.name
+    predict.run(bag, splits=trained / "splits.csv", models=trained / "model", attention=output, device="cpu")
+    return store.read(output)
+
+
+@pytest.mark.parametrize("slide", range(SLIDES))
+def test_a_labelled_slide_is_judged_by_the_model_that_held_it_out(trained: Path, slide: int) -> None:
+    found = predicted(trained, trained / "bags" / f"s{slide}.zarr.zip")
+    assert found.attributes["source"] == "out_of_fold"
+    assert found.attributes["folds"] == [fold for fold in range(FOLDS) if role_of(slide, fold) == "test"]
+    assert found.attributes["label"] == "ab"[slide % 2]
+    assert found.arrays["score"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_new_slide_is_judged_by_all_models(trained: Path) -> None:
+    bag = write_bag(trained / "new", "new", np.zeros((5, 6)), fingerprint="another file")
+    found = predicted(trained, bag)
+    assert (found.attributes["source"], found.attributes["folds"]) == ("ensemble", [0, 1, 2])
+    assert found.attributes["label"] is None
+    np.testing.assert_allclose(found.arrays["probability"].mean(0), found.attributes["probabilities"], atol=1e-6)
+
+
+def test_a_copy_of_a_training_slide_is_judged_by_the_model_that_never_saw_it(trained: Path) -> None:
+    bag = write_bag(trained / "new", "copy", np.zeros((5, 6)), fingerprint="file 4")
+    assert predicted(trained, bag).attributes["folds"] == [fold for fold in range(FOLDS) if role_of(4, fold) == "test"]
+
+
+def test_a_bag_of_another_encoder_is_refused(trained: Path) -> None:
+    bag = write_bag(trained / "new", "odd", np.zeros((5, 7)), fingerprint="odd", dim=7)
+    with pytest.raises(ArtefactError, match="was trained with dim 6, the bag of 'odd' has 7"):
+        predicted(trained, bag)
+
+
+def test_models_of_other_classes_are_not_mixed(trained: Path, tmp_path: Path) -> None:
+    for fold in range(FOLDS):
+        for source in (trained / "model" / f"fold-{fold}").iterdir():
+            target = tmp_path / "model" / f"fold-{fold}" / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    path = tmp_path / "model" / "fold-1" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classes": ["b", "a"]}))
+    bag = write_bag(tmp_path, "new", np.zeros((5, 6)), fingerprint="another file")
+    with pytest.raises(ArtefactError, match="has the classes"):
+        predict.run(
+            bag,
+            splits=trained / "splits.csv",
+            models=tmp_path / "model",
+            attention=tmp_path / "a.zarr.zip",
+            device="cpu",
+        )
