@@ -31,7 +31,8 @@ GPU_PATCHES_PER_S = 500.0
 """Assumed of an encoder on a GPU, not measured: a round figure for a ViT-L in 16 bits; the forecast says that it is."""
 
 CPU_S_PER_SLIDE = 6.0
-"""Start and small work of the jobs of a slide (tile, embed, predict, heatmap), measured on the demo's slides."""
+"""Assumed of the start and small work of a slide's four jobs (tile, embed, predict, heatmap): four interpreters, one
+with torch; the demo's 18 slides took 118 CPU seconds in all, encoding and training included."""
 
 BYTES_PER_SLIDE, BYTES_PER_TILE = 2_000_000, 330
 """Pictures and artefacts of a slide; coordinates, shares, scores and GeoJSON of a tile, features apart."""
