@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from numpy.typing import ArrayLike
 
-SIZE, LEFT, BOTTOM, TOP, RIGHT = 320.0, 46.0, 42.0, 10.0, 12.0
+SIZE, LEFT, BOTTOM, TOP, RIGHT = 320.0, 58.0, 42.0, 10.0, 12.0
 COLOURS = ("#0b4f6c", "#b5541c", "#4b7f3a", "#7a3e8e", "#8a6d00", "#5b6770")
 """Dark enough on white for a contrast of 4.5 to 1; told apart by dashes too, for readers who do not see the hue."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 2")
