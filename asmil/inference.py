@@ -22,10 +22,13 @@ class Prediction:
         float32 [C], sums to 1.
     score
         float32 [N], each patch's share of the attention, sums to 1.
+    logits
+        float32 [C], what `probabilities` is the softmax of.
     """
 
     probabilities: NDArray[np.float32]
     score: NDArray[np.float32]
+    logits: NDArray[np.float32]
 
 
 @torch.no_grad()
@@ -57,7 +60,12 @@ def predict(
         score = model.score(checked)
     finally:
         model.train(was_training)
-    return Prediction(probabilities=logits.float().softmax(-1).cpu().numpy(), score=score.float().cpu().numpy())
+    logits = logits.float()
+    return Prediction(
+        probabilities=logits.softmax(-1).cpu().numpy(),
+        score=score.float().cpu().numpy(),
+        logits=logits.cpu().numpy(),
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,149 @@
+"""The commands that divide the labelled slides, train models on them, and predict."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from pipeline.errors import ConfigError
+from pipeline.options import Folds, Gpus, LabelsFile, OverridesFile, Seed, SlidesFolder, Target, Threads
+
+
+class GroupBy(StrEnum):
+    """What is never divided between training, validation and test."""
+
+    patient = "patient"
+    site = "site"
+
+
+def add_model_commands(app: typer.Typer) -> None:
+    """Add `split`, `train`, `predict` and `compare` to the command line."""
+    for command in (split, train, predict, compare):
+        app.command()(command)
+
+
+def split(
+    *,
+    slides: SlidesFolder,
+    labels: LabelsFile,
+    overrides: OverridesFile,
+    target: Target,
+    digest: Annotated[str | None, Option(help="Digest of the labels when the run was planned.")] = None,
+    bags: Annotated[Path, Option(help="Folder of the bags.")],
+    splits: Annotated[Path, Option(help="Splits file to write.")],
+    folds: Folds,
+    repeats: Annotated[int, Option(min=1, help="Divisions, each with another shuffle.")],
+    validation: Annotated[float, Option(min=0.05, max=0.5, help="Share of a training part set aside.")],
+    group_by: Annotated[GroupBy, Option(help="What is never divided between roles.")],
+    seed: Seed,
+) -> None:
+    """Divide the labelled slides into folds."""
+    from pipeline import cohort as cohorts
+    from pipeline import split as stage
+
+    found = cohorts.load(slides, labels=labels, overrides=overrides, target=target, folds=folds).labels
+    if digest is not None and cohorts.labels_digest(found) != digest:
+        raise ConfigError(f"{labels} or the slides changed after the run was planned; run the workflow again")
+    stage.run(
+        found,
+        bags=bags,
+        splits=splits,
+        folds=folds,
+        repeats=repeats,
+        validation=validation,
+        seed=seed,
+        group_by=group_by.value,
+    )
+
+
+def train(
+    *,
+    fold: Annotated[int, Option(min=0, help="Fold to train.")],
+    splits: Annotated[Path, Option(help="Splits file.")],
+    bags: Annotated[Path, Option(help="Folder of the bags.")],
+    folder: Annotated[Path, Option(help="Model folder to write.")],
+    model: Annotated[str, Option(help="The multiple-instance model.")],
+    options: Annotated[str, Option(help="Its options, as JSON.")],
+    anchor: Annotated[str, Option(help="Options of the anchor (asmil.AnchorConfig), as JSON.")],
+    training: Annotated[str, Option(help="Options of the training (asmil.FitConfig), as JSON.")],
+    stability_slides: Annotated[int, Option(min=0, help="Validation slides that attention is followed on.")] = 8,
+    cache_mb: Annotated[int, Option(min=0, help="Memory for features, MiB.")] = 4096,
+    seed: Seed,
+    threads: Threads = 1,
+    gpus: Gpus = 0,
+) -> None:
+    """Train the model of one fold."""
+    import torch
+
+    from asmil import AnchorConfig, FitConfig
+    from pipeline import train as stage
+    from pipeline.device import choose_device
+
+    torch.set_num_threads(threads)
+    stage.run(
+        fold=fold,
+        splits=splits,
+        bags=bags,
+        folder=folder,
+        model=model,
+        model_options=_json_options(options, "--options"),
+        anchor=_built(AnchorConfig, _json_options(anchor, "--anchor")),
+        training=_built(FitConfig, _json_options(training, "--training")),
+        stability_slides=stability_slides,
+        cache_gb=cache_mb / 1024,
+        seed=seed,
+        device=choose_device(gpus=gpus),
+    )
+
+
+def predict(
+    bag: Annotated[Path, Argument(help="Bag of the slide.", show_default=False)],
+    *,
+    splits: Annotated[Path, Option(help="Splits file.")],
+    models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
+    attention: Annotated[Path, Option(help="Attention artefact to write.")],
+) -> None:
+    """Predict one slide and score its patches."""
+    import torch
+
+    from pipeline import predict as stage
+
+    torch.set_num_threads(1)
+    stage.run(bag, splits=splits, models=models, attention=attention, device="cpu")
+
+
+def compare(
+    *,
+    splits: Annotated[Path, Option(help="Splits file.")],
+    bags: Annotated[Path, Option(help="Folder of the bags.")],
+    models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
+    predictions: Annotated[Path, Option(help="Table to write.")],
+) -> None:
+    """Predict every labelled slide by the folds of a further model that held it out."""
+    import torch
+
+    from pipeline import compare as stage
+
+    torch.set_num_threads(1)
+    stage.run(splits=splits, bags=bags, models=models, predictions=predictions, device="cpu")
+
+
+def _json_options(text: str, flag: str) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{flag} is not JSON ({error}); give an object as in '{{}}'") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{flag} is {found!r}; give a JSON object as in '{{}}'")
+    return found
+
+
+def _built(kind: type[Any], options: dict[str, Any]) -> Any:
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{error}; see python -m pipeline train --help") from error
