@@ -13,6 +13,26 @@ from asmil.errors import BagError
 
 
 @dataclass(frozen=True)
+class FollowUp:
+    """How long a patient was observed.
+
+    Parameters
+    ----------
+    time
+        Until the event or, where there was none, until the last contact; > 0, in any one unit.
+    event
+        Whether the event was seen; False: the time is censored.
+    """
+
+    time: float
+    event: bool
+
+
+Label = int | float | FollowUp
+"""A class index in [0, C), a number, or a follow-up, by what is learned (`asmil.tasks`)."""
+
+
+@dataclass(frozen=True)
 class Bag:
     """The patches of one slide.
 
@@ -21,20 +41,20 @@ class Bag:
     features
         Shape [N, d_in], floating point of any precision.
     label
-        Class index in [0, C).
+        What is learned of it.
     name
         What errors call the bag.
     """
 
     features: Tensor | NDArray[Any]
-    label: int
+    label: Label
     name: str
 
 
 class BagSource(Protocol):
     """A sequence of bags, each read when it is asked for; a list of `Bag` is one.
 
-    A source that also has `labels`, a sequence of int, is not read through to learn them.
+    A source that also has `labels`, a sequence of them, is not read through to learn them.
     """
 
     def __len__(self) -> int: ...
@@ -42,10 +62,10 @@ class BagSource(Protocol):
     def __getitem__(self, index: int, /) -> Bag: ...
 
 
-def read_labels(bags: BagSource) -> list[int]:
+def read_labels(bags: BagSource) -> list[Label]:
     """Give the label of every bag, from the source's `labels` where it has them, else by reading each bag."""
     known = getattr(bags, "labels", None)
-    return [int(label) for label in known] if known is not None else [bag.label for bag in each(bags)]
+    return list(known) if known is not None else [bag.label for bag in each(bags)]
 
 
 def each(bags: BagSource) -> Iterator[Bag]:
@@ -76,7 +96,7 @@ def check_features(features: Tensor | NDArray[Any], *, name: str, d_in: int, dev
     return features
 
 
-def check_label(label: int, *, name: str, classes: int) -> int:
+def check_label(label: Label, *, name: str, classes: int) -> int:
     """Give the label as an int.
 
     Raises
@@ -84,6 +104,6 @@ def check_label(label: int, *, name: str, classes: int) -> int:
     BagError
         If it is not one of 0 to `classes` - 1.
     """
-    if int(label) != label or not 0 <= label < classes:
+    if isinstance(label, FollowUp) or not 0 <= label < classes or int(label) != label:
         raise BagError(f"{name}: label {label} is not a class index from 0 to {classes - 1}")
     return int(label)

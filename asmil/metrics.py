@@ -4,7 +4,7 @@ Every metric is computed with a weight a sample. One evaluation has weights of 1
 counts, so that all resamples share one sort and are a few matrix products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,15 +73,35 @@ def bootstrap_intervals(
     classes, values = _check(labels, probabilities)
     if len(groups) != len(classes):
         raise ValueError(f"{len(groups)} groups for {len(classes)} labels; give one a sample")
+    return resampled_intervals(
+        lambda weights: _weighted_metrics(classes, values, weights), groups, resamples=resamples, level=level, seed=seed
+    )
+
+
+def resampled_intervals(
+    compute: Callable[[Floats], dict[str, Floats]],
+    groups: Sequence[Any] | NDArray[Any],
+    *,
+    resamples: int,
+    level: float,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Give percentile intervals of any metrics that take weights; parameters as for `bootstrap_intervals`.
+
+    Parameters
+    ----------
+    compute
+        Gives every metric, [R], under weights [R, n]: how often each of the n samples was drawn.
+    """
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples is {resamples} and level {level}; give at least 1, and a level in (0, 1)")
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // max(len(classes), len(names)))
+    block = max(1, _BLOCK // max(len(member), len(names)))
     parts = []
     for start in range(0, resamples, block):
         counts = _draw_counts(rng, rows=min(block, resamples - start), groups=len(names))
-        parts.append(_weighted_metrics(classes, values, counts[:, member]))
+        parts.append(compute(counts[:, member]))
     return {name: _interval(np.concatenate([part[name] for part in parts]), level) for name in parts[0]}
 
 

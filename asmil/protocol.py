@@ -24,21 +24,24 @@ class TrainingHooks:
     What `begin_step` sets depends on its argument alone, so a run that is stopped and continued needs nothing of it.
     """
 
+    needs_classes: bool = False
+    """Whether `objective` reads the label as a class index; such a model learns no number and no risk."""
+
     def prepare(self, bags: BagSource, *, seed: int) -> None:
         """Look at the training bags, for what a model takes from them other than by gradients; set buffers only."""
 
     def begin_step(self, progress: float) -> None:
         """Take note of the share of all optimizer steps that is done, in [0, 1); schedules of a model follow it."""
 
-    def objective(self, cross_entropy: Tensor, label: int) -> Tensor:  # noqa: ARG002
+    def objective(self, cross_entropy: Tensor, label: Any) -> Tensor:  # noqa: ARG002
         """Give the loss of the bag of the last forward pass, a scalar.
 
         Parameters
         ----------
         cross_entropy
-            Of the bag's logits, a scalar, weighted by class if that is wanted.
+            Of the bag's logits, a scalar, weighted by class if that is wanted; of another task its own loss.
         label
-            Class index of the bag.
+            Class index of the bag; of another task its own label.
         """
         return cross_entropy
 

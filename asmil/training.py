@@ -7,33 +7,31 @@ is stopped and continued from `Trainer.state_dict` gives bitwise the same weight
 import copy
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asmil.anchor import AnchorRegularizer
-from asmil.bags import Bag, BagSource, check_features, check_label, each, read_labels
+from asmil.bags import Bag, BagSource, Label, check_features, each
 from asmil.errors import TrainingError
-from asmil.metrics import classification_metrics
 from asmil.options import FitConfig as FitConfig
 from asmil.protocol import AttentionMIL, TrainingHooks
 from asmil.seeding import seeded
+from asmil.tasks import Classification, Scale, Task
 
 logger = logging.getLogger(__name__)
 
 History = dict[str, float]
-"""One epoch: `epoch` (int, from 1), `learning_rate` (of its last step), `loss`, `cross_entropy`, `alignment` (not yet
-weighted), `gradient_norm` (means over bags; a bag has the norm of its step), `validation_cross_entropy`,
-`validation_<metric>` and the anchor's."""
+"""One epoch: `epoch` (int, from 1), `learning_rate` (of its last step), `loss`, the task's loss (as `cross_entropy`),
+`alignment` (not yet weighted), `gradient_norm` (means over bags; a bag has the norm of its step), `validation_<task's
+loss>`, `validation_<metric>` and the anchor's."""
 
-_NUMBERS = ("loss", "cross_entropy", "alignment", "gradient_norm")
 _ORDER, _NOISE = 0, 1  # the two random streams of an epoch: the order of the bags; dropout and token dropping
 
 
@@ -46,17 +44,21 @@ class FitResult:
     history
         One entry an epoch.
     best_epoch
-        The epoch (from 1) of highest validation macro F1 + AUROC; ties: lower cross-entropy, then the earlier epoch.
+        The epoch (from 1) that the task ranks highest on the validation bags (for classes: macro F1 + AUROC); ties:
+        lower loss, then the earlier epoch.
     best_state
         The model's state dict at the end of that epoch, on the CPU.
     anchor_state
         The anchor's state after the last epoch, or None.
+    scale
+        What the output of a model with one means: (centre, spread) of centre + spread * output.
     """
 
     history: list[History]
     best_epoch: int
     best_state: dict[str, Tensor]
     anchor_state: dict[str, Tensor] | None
+    scale: Scale = (0.0, 1.0)
 
 
 @dataclass
@@ -75,6 +77,7 @@ def fit(
     *,
     anchor: AnchorRegularizer | None = None,
     config: FitConfig | None = None,
+    task: Task | None = None,
     seed: int,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[History, AttentionMIL], None] | None = None,
@@ -88,9 +91,11 @@ def fit(
     training, validation
         Bags, read one at a time; no bag may be in both. The validation bags choose the epoch.
     anchor
-        Of this model; None trains on the cross-entropy alone.
+        Of this model; None trains on the task's loss alone.
     config
         The options; None takes the defaults.
+    task
+        What is learned of the labels; None: their classes.
     seed
         Of the order of the bags, dropout and token dropping. The same seed gives bitwise the same result on one CPU;
         torch's own generators are neither used nor moved.
@@ -100,13 +105,13 @@ def fit(
     Raises
     ------
     BagError
-        If a bag is empty, of another width, not finite, or its label is not a class; names the bag.
+        If a bag is empty, of another width, not finite, or its label is not one of the task; names the bag.
     TrainingError
         If the loss, the gradient or a weight is no longer finite.
     ValueError
-        If a source has no bags, or the anchor is another model's.
+        If a source has no bags, the anchor is another model's, or the model's outputs are not the task's.
     """
-    trainer = Trainer(model, training, validation, anchor=anchor, config=config, seed=seed, device=device)
+    trainer = Trainer(model, training, validation, anchor=anchor, config=config, task=task, seed=seed, device=device)
     while not trainer.finished:
         row = trainer.run_epoch()
         if on_epoch is not None:
@@ -125,6 +130,7 @@ class Trainer:
         *,
         anchor: AnchorRegularizer | None = None,
         config: FitConfig | None = None,
+        task: Task | None = None,
         seed: int,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -144,8 +150,13 @@ class Trainer:
             weight_decay=self.config.weight_decay,
             fused=True,  # one pass over the weights: 7 ms a step instead of 33 for the default model on one core
         )
-        self.class_weights = self._class_weights()
+        self.task = task or Classification()
+        self.task.begin(training, classes=model.classes, config=self.config)
+        self._steps = len(self.task.divide(np.arange(len(training))))
+        self._numbers = ("loss", self.task.loss_name, "alignment", "gradient_norm")
         self.hooks = model if isinstance(model, TrainingHooks) else TrainingHooks()
+        if self.hooks.needs_classes and not isinstance(self.task, Classification):
+            raise ValueError(f"{type(model).__name__} has a loss of its own on classes; it cannot learn {task}")
         self.epoch = 0
         self.history: list[History] = []
         self._best = _Best()
@@ -167,15 +178,16 @@ class Trainer:
         order = np.random.default_rng([self.seed, self.epoch, _ORDER]).permutation(len(self.training))
         self.model.train()
         with seeded(self.seed, self.epoch, _NOISE, device=self.device):
-            steps = [self._step(group.tolist(), number) for number, group in enumerate(self._groups(order))]
+            steps = [self._step(group.tolist(), number) for number, group in enumerate(self.task.divide(order))]
         rows = [row for step in steps for row in step]
         row: History = {"epoch": self.epoch, "learning_rate": self._learning_rate(self._steps - 1)}
-        row |= {name: math.fsum(each[name] for each in rows) / len(rows) for name in _NUMBERS}
+        row |= {name: math.fsum(each[name] for each in rows) / len(rows) for name in self._numbers}
         if self.anchor is not None:
             row |= self.anchor.diagnostics()
-        row |= {f"validation_{name}": value for name, value in evaluate(self.model, self.validation).items()}
+        judged = evaluate(self.model, self.validation, task=self.task)
+        row |= {f"validation_{name}": value for name, value in judged.items()}
         self.history.append(row)
-        self._keep_if_best(row)
+        self._keep_if_best(judged)
         logger.debug("epoch %d: %s", self.epoch, row)
         return row
 
@@ -184,20 +196,20 @@ class Trainer:
         best = self.history[self._best.epoch - 1]
         self.model.load_state_dict(self._best.state)
         self.model.eval()
+        found = {name: value for name, value in best.items() if name.startswith("validation_")}
         logger.info(
-            "trained %d epochs on %d bags, best epoch %d: validation macro F1 %.3f, AUROC %.3f, cross-entropy %.3f",
+            "trained %d epochs on %d bags, best epoch %d: %s",
             self.epoch,
             len(self.training),
             self._best.epoch,
-            best["validation_macro_f1"],
-            best["validation_auroc"],
-            best["validation_cross_entropy"],
+            ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items()),
         )
         return FitResult(
             history=self.history,
             best_epoch=self._best.epoch,
             best_state=self._best.state,
             anchor_state=None if self.anchor is None else self.anchor.state_dict(),
+            scale=self._scale(),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,15 +239,20 @@ class Trainer:
             group["lr"] = self._learning_rate(number)
         self.hooks.begin_step(self._progress(number))
         self.optimizer.zero_grad(set_to_none=True)
+        compared = self._compare(places, number) if self.task.compares_bags else None
         names, values = [], []
-        for place in places:
+        for position, place in enumerate(places):
             bag = self.training[place]
             names.append(bag.name)
-            values.append(self._backward(bag, share=1 / len(places)))
+            if compared is None:
+                values.append(self._backward(bag, share=1 / len(places)))
+                continue
+            with self._noise_of(place, number):
+                values.append(self._backward(bag, share=1 / len(places), compared=(compared[0], compared[1][position])))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         # read together: on a GPU that is one synchronisation a step
         table = torch.stack([torch.stack([*row, norm.detach().float()]) for row in values]).tolist()
-        rows = [dict(zip(_NUMBERS, row, strict=True)) for row in table]
+        rows = [dict(zip(self._numbers, row, strict=True)) for row in table]
         for name, row in zip(names, rows, strict=True):
             self._check_finite(row, name)
         self.optimizer.step()
@@ -244,23 +261,54 @@ class Trainer:
             self.anchor.step()
         return rows
 
-    def _backward(self, bag: Bag, *, share: float) -> list[Tensor]:
-        """Add a share of one bag's gradient; give its loss, cross-entropy and alignment, detached."""
-        features, label = _checked(bag, self.model, self.device)
+    def _compare(self, places: Sequence[int], number: int) -> tuple[Tensor, Tensor]:
+        """Give the loss of a step that compares its bags, and its slope [n, C] in each bag's outputs.
+
+        A forward pass that keeps no graph finds the outputs. `_backward` then repeats each bag's with the same noise:
+        the gradient is exactly that of all bags at once, in the memory of one.
+        """
+        outputs, labels = [], []
+        for place in places:
+            features, label = self._checked(self.training[place])
+            with torch.no_grad(), self._noise_of(place, number):
+                outputs.append(self._forward(features)[0].float())
+            labels.append(label)
+        whole = torch.stack(outputs).requires_grad_()
+        loss = self.task.step_loss(whole, labels)
+        (slope,) = torch.autograd.grad(loss, whole)
+        return loss.detach(), slope
+
+    def _noise_of(self, place: int, number: int) -> AbstractContextManager[None]:
+        """Seed dropout and token dropping for one bag of one step, so that its forward pass can be repeated."""
+        return seeded(self.seed, self.epoch, _NOISE, number, place, device=self.device)
+
+    def _forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits, attention_logits = self.model(features)
-        cross_entropy = self._cross_entropy(logits, label)
+            return self.model(features)
+
+    def _backward(self, bag: Bag, *, share: float, compared: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+        """Add a share of one bag's gradient; give its loss, task loss and alignment, detached.
+
+        Parameters
+        ----------
+        compared
+            Where the step's bags are compared: their loss, and its slope [C] in this bag's outputs.
+        """
+        features, label = self._checked(bag)
+        outputs, attention_logits = self._forward(features)
+        if compared is None:
+            task_loss = self.task.bag_loss(outputs.float(), label)
+        else:  # the value of the step's loss, with this bag's part of its gradient
+            task_loss = compared[0] + (compared[1] / share * (outputs.float() - outputs.float().detach())).sum()
         alignment, weight = self._alignment(attention_logits, features)
-        objective = self.hooks.objective(cross_entropy, label)
+        objective = self.hooks.objective(task_loss, label)
         # without a weight the term is left out, so that a run with beta = 0 is bitwise one without an anchor
         loss = objective + weight * alignment if weight else objective
         (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]
-        return [value.detach().float() for value in (loss, cross_entropy, alignment)]
+        return [value.detach().float() for value in (loss, task_loss, alignment)]
 
-    def _cross_entropy(self, logits: Tensor, label: int) -> Tensor:
-        target = torch.tensor(label, device=logits.device)
-        # F.cross_entropy divides by the sum of its weights, which for one bag cancels the weight; so it is applied here
-        return self.class_weights[label] * F.cross_entropy(logits.float(), target)
+    def _checked(self, bag: Bag) -> tuple[Tensor, Label]:
+        return _checked(bag, self.model, task=self.task, device=self.device)
 
     def _alignment(self, attention_logits: Tensor, features: Tensor) -> tuple[Tensor, float]:
         """Give the alignment loss and its weight; where the weight is 0, the loss is only reported."""
@@ -270,15 +318,6 @@ class Trainer:
         if weight:
             return self.anchor.loss(attention_logits, features, context=context), weight
         return self.anchor.loss(attention_logits.detach(), features, context=context), 0.0
-
-    @property
-    def _steps(self) -> int:
-        """Optimizer steps an epoch."""
-        return math.ceil(len(self.training) / self.config.accumulate)
-
-    def _groups(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Divide an epoch's bags into those of each step; the last step may have fewer."""
-        return [order[start : start + self.config.accumulate] for start in range(0, len(order), self.config.accumulate)]
 
     def _check_finite(self, numbers: Mapping[str, float], name: str) -> None:
         for what, value in numbers.items():
@@ -296,47 +335,48 @@ class Trainer:
         """Give the share of all optimizer steps that is done before the `number`-th of this epoch."""
         return ((self.epoch - 1) * self._steps + number) / (self.config.epochs * self._steps)
 
-    def _class_weights(self) -> list[float]:
-        classes = self.model.classes
-        if self.config.class_weights == "none":
-            return [1.0] * classes
-        count = Counter(read_labels(self.training))
-        # a class without a training bag has a weight that is never used
-        return [len(self.training) / (classes * count[index]) if count[index] else 0.0 for index in range(classes)]
-
-    def _keep_if_best(self, row: History) -> None:
-        auroc = row["validation_auroc"]  # NaN where a class is missing: the epoch is then chosen by macro F1 alone
-        quality = row["validation_macro_f1"] + (0.0 if math.isnan(auroc) else auroc)
-        rank = (quality, -row["validation_cross_entropy"])
+    def _keep_if_best(self, judged: dict[str, float]) -> None:
+        rank = self.task.rank(judged)
         if rank > self._best.rank:
             state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self._best = _Best(epoch=self.epoch, rank=rank, state=state)
 
+    def _scale(self) -> Scale:
+        if isinstance(self.task, Classification):
+            return 0.0, 1.0
+        return self.task.scale(bag_outputs(self.model, self.training, task=self.task)[0])
+
+
+def evaluate(model: AttentionMIL, bags: BagSource, *, task: Task) -> dict[str, float]:
+    """Judge a model on bags, in eval mode, in which it is left; what `task.judge` gives.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite.
+    """
+    outputs, labels = bag_outputs(model, bags, task=task)
+    judged = task.judge(outputs, labels)
+    loss = judged[task.loss_name]
+    if not math.isfinite(loss):
+        what = task.loss_name.replace("_", " ")
+        raise TrainingError(f"the {what} over {len(labels)} bags is {loss}; lower the learning rate")
+    return judged
+
 
 @torch.no_grad()
-def evaluate(model: AttentionMIL, bags: BagSource) -> dict[str, float]:
-    """Judge a model on bags, in eval mode, in which it is left.
-
-    Returns
-    -------
-    `cross_entropy` (unweighted mean, nats) and `asmil.metrics.classification_metrics`.
-    """
+def bag_outputs(model: AttentionMIL, bags: BagSource, *, task: Task) -> tuple[NDArray[np.float64], list[Label]]:
+    """Give a model's outputs [n, C] on bags, and their labels; in eval mode, in which it is left."""
     model.eval()
     device = next(model.parameters()).device
-    labels: list[int] = []
-    log_probabilities: list[NDArray[np.float64]] = []
+    labels: list[Label] = []
+    rows: list[NDArray[np.float64]] = []
     for bag in each(bags):
-        features, label = _checked(bag, model, device)
-        logits, _ = model(features)
+        features, label = _checked(bag, model, task=task, device=device)
+        rows.append(model(features)[0].double().cpu().numpy())
         labels.append(label)
-        log_probabilities.append(F.log_softmax(logits.double(), dim=-1).cpu().numpy())
-    rows = np.stack(log_probabilities)
-    cross_entropy = -float(rows[np.arange(len(labels)), labels].mean())
-    if not math.isfinite(cross_entropy):
-        raise TrainingError(f"the cross-entropy over {len(labels)} bags is {cross_entropy}; lower the learning rate")
-    return {"cross_entropy": cross_entropy, **classification_metrics(labels, np.exp(rows))}
+    return np.stack(rows), labels
 
 
-def _checked(bag: Bag, model: AttentionMIL, device: torch.device) -> tuple[Tensor, int]:
-    features = check_features(bag.features, name=bag.name, d_in=model.d_in, device=device)
-    return features, check_label(bag.label, name=bag.name, classes=model.classes)
+def _checked(bag: Bag, model: AttentionMIL, *, task: Task, device: torch.device) -> tuple[Tensor, Label]:
+    return check_features(bag.features, name=bag.name, d_in=model.d_in, device=device), task.check(bag)

@@ -40,6 +40,8 @@ class ACMIL(BagModel):
         p in [0, 1): floor(p min(K, N)) of them are masked.
     """
 
+    needs_classes = True
+
     def __init__(
         self,
         d_in: int,

@@ -41,6 +41,7 @@ class AEM(TrainingHooks, nn.Module):
         if not isinstance(host, nn.Module):
             raise TypeError(f"the host is a {type(host).__name__}, not a torch.nn.Module")
         self.host: Any = host
+        self.needs_classes = isinstance(host, TrainingHooks) and host.needs_classes
         self.d_in, self.classes = host.d_in, host.classes
         self.entropy_weight, self.anneal = entropy_weight, anneal
         self.options: dict[str, Any] = {

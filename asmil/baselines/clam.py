@@ -48,6 +48,8 @@ class CLAM(BagModel):
         Whether the classes exclude each other.
     """
 
+    needs_classes = True
+
     def __init__(
         self,
         d_in: int,

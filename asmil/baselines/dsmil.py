@@ -44,6 +44,8 @@ class DSMIL(BagModel):
     The features enter as they are: the model has no projection, so that its width follows the encoder's.
     """
 
+    needs_classes = True
+
     def __init__(
         self,
         d_in: int,

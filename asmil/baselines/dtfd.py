@@ -48,6 +48,8 @@ class DTFD(BagModel):
         Patches taken from each end of a pseudo-bag for "max" and "max_min", at least 1.
     """
 
+    needs_classes = True
+
     def __init__(
         self,
         d_in: int,

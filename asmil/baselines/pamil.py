@@ -52,6 +52,7 @@ class PAMIL(BagModel):
         Patches that the instance loss takes from each end.
     """
 
+    needs_classes = True
     prototypes: Tensor
 
     def __init__(
