@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import remembered
+from pipeline.encoders.allocator import keep_freed_memory
 from pipeline.encoders.batch_size import find_batch_size
 from pipeline.encoders.registry import EncoderSpec
 from pipeline.encoders.stain import stain_normaliser
@@ -59,6 +60,8 @@ class TorchEncoder:
         self._dtype = _dtype(precision, self._device)
         self._stain = stain_normaliser(stain, self._device)
         self.use_threads(threads)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._model = model.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled: Callable[[Tensor], Tensor] | None = (
             torch.compile(self._model, dynamic=False) if compiled else None
