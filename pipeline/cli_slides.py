@@ -123,8 +123,9 @@ def embed(
     """Encode the patches of one slide into a bag of features."""
     from pipeline import embed as stage
     from pipeline import encoders
-    from pipeline.device import choose_device
+    from pipeline.device import claim_gpu, kind_of_device
 
+    device = kind_of_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu"
     stage.run(
         slide,
         slide_id=slide_id,
@@ -136,7 +137,8 @@ def embed(
             folder=weights_folder,
             precision=precision,
             batch_size=batch_size,
-            device=choose_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu",
+            device=device,
+            claim=claim_gpu if device == "cuda" else None,
             compiled=compiled,
             stain=stain.value,
         ),

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What the drivers of NVIDIA (Linux, WSL) and AMD leave where everyone may look."""
-_RETRY_S = 0.2
+_RETRY_S = 0.05
 
 
 def has_gpu() -> bool:
@@ -25,10 +25,8 @@ def has_gpu() -> bool:
     return any(Path(driver).exists() for driver in _DRIVERS)
 
 
-def choose_device(*, gpus: int) -> str:
-    """Claim a GPU and give its name for torch (`cuda:1`), or `cpu` if the job may use none or there is none.
-
-    Where all are taken by other jobs of this user, it waits for one.
+def kind_of_device(*, gpus: int) -> str:
+    """Say what a job computes on, `cuda` or `cpu`, and claim nothing.
 
     Parameters
     ----------
@@ -39,11 +37,25 @@ def choose_device(*, gpus: int) -> str:
         return "cpu"
     import torch
 
-    count = torch.cuda.device_count()
-    if not torch.cuda.is_available() or not count:
+    if not torch.cuda.is_available() or not torch.cuda.device_count():
         log.info("no CUDA device is visible; computing on the CPU")
         return "cpu"
-    return f"cuda:{claim(visible_names(count))}"
+    return "cuda"
+
+
+def claim_gpu() -> str:
+    """Claim one of the visible GPUs till this process ends, and give its name for torch (`cuda:1`).
+
+    Where all are taken by other jobs of this user, it waits for one.
+    """
+    import torch
+
+    return f"cuda:{claim(visible_names(torch.cuda.device_count()))}"
+
+
+def choose_device(*, gpus: int) -> str:
+    """Claim a GPU as `claim_gpu` does, or give `cpu` where `kind_of_device` says so."""
+    return claim_gpu() if kind_of_device(gpus=gpus) == "cuda" else "cpu"
 
 
 def visible_names(count: int) -> list[str]:

@@ -1,7 +1,7 @@
 """The embed stage: from a slide and its tiles to a bag of features; a job that was killed goes on where it stopped."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """Which encoder, and how it runs; see `pipeline.encoders.load`."""
+    """Which encoder, and how it runs; see `pipeline.encoders.load`.
+
+    `device` may be a kind of device, `cuda`; `claim` then gives the one to use, when all else is ready for it.
+    """
 
     name: str
     weights: str | None = None
@@ -31,6 +34,7 @@ class EncoderOptions:
     precision: str = "auto"
     batch_size: int | None = None
     device: str = "cpu"
+    claim: Callable[[], str] | None = None
     compiled: bool = False
     stain: str = "none"
 
@@ -40,7 +44,7 @@ class EncoderOptions:
             self.name,
             weights=self.weights,
             folder=self.folder,
-            device=self.device,
+            device=self.claim or self.device,
             threads=threads,
             precision=self.precision,
             batch_size=self.batch_size,

@@ -230,6 +230,24 @@ def gpus(settings: Settings, stage: str, *, local: bool) -> int:
     return 1 if not local or has_gpu() else 0
 
 
+def check_encoder(settings: Settings, *, gpus: int) -> None:
+    """Look, before any slide is read, that the weights are the right ones and that the device has the precision.
+
+    Parameters
+    ----------
+    gpus
+        GPUs that an `embed` job will be granted.
+
+    Raises
+    ------
+    ConfigError
+        As `pipeline.encoders.check_weights` and `pipeline.encoders.check_precision` do.
+    """
+    encoders.check_weights(**_weights(settings))
+    if _encoder(settings).uses_gpu:
+        encoders.check_precision(settings["encoder"]["precision"], "cuda" if gpus else "cpu")
+
+
 def embed_threads(settings: Settings) -> int:
     """Give the threads of an `embed` job: one for an encoder on the CPU, as slides beside each other scale better."""
     return int(settings["encoder"]["threads"]) if _encoder(settings).uses_gpu else 1

@@ -155,6 +155,63 @@ def test_a_killed_job_goes_on_after_its_finished_chunks_to_the_same_bag(
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr.zip"]
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.device import claim
+
+claim(["0"], folder=Path(sys.argv[1]))
+print("taken", flush=True)
+time.sleep(60)
+"""
+WAITING = """
+import logging, sys
+from pathlib import Path
+from pipeline import device, embed
+
+logging.basicConfig(level=logging.INFO)
+sys.path.insert(0, ".")
+
+
+def take_slot():
+    device.claim(["0"], folder=Path(sys.argv[2]))
+    return "cpu"
+
+
+options = embed.EncoderOptions("colours_of_a_patch:Colours", claim=take_slot)
+embed.run(Path("a.svs"), slide_id="a", tiles=Path("tiles/a.zarr.zip"), bag=Path(sys.argv[1]), options=options,
+          max_unreadable=0.01, threads=1, mpp=None, default_mpp=None, mpp_from_objective=False, parameters={})
+"""
+
+
+def test_the_next_job_is_ready_before_it_waits_for_the_device_of_a_killed_one(
+    study: Path, whole: store.Artefact, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "slots")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    bag = tmp_path / "a.zarr.zip"
+    arguments = ["-c", WAITING, str(bag), str(tmp_path / "slots")]
+    job = subprocess.Popen([sys.executable, *arguments], cwd=study, env=environment, stderr=subprocess.PIPE, text=True)
+    assert job.stderr is not None
+    said = iter(job.stderr.readline, "")
+    assert any("all GPUs are taken (0); waiting for one" in line for line in said)
+    assert not bag.exists()
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    rest = job.stderr.read()
+    job.stderr.close()
+    assert job.wait() == 0, rest
+    assert store.read(bag).arrays["features"].tobytes() == whole.arrays["features"].tobytes()
+
+
 def test_a_network_gives_the_same_features_from_any_chunk_on(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

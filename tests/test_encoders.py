@@ -233,6 +233,7 @@ def test_patches_of_another_size_are_refused(patches: NDArray[np.uint8]) -> None
     ("settings", "message"),
     [
         ({"precision": "fp8"}, "'fp8' is not one of auto, fp32"),
+        ({"precision": "fp16"}, "on the CPU, where that is slower than fp32"),
         ({"device": "gpu"}, "'gpu' is not one that torch knows"),
         ({"device": "cuda:97"}, "torch sees"),
         ({"threads": 0}, "0 threads"),
@@ -242,6 +243,20 @@ def test_patches_of_another_size_are_refused(patches: NDArray[np.uint8]) -> None
 def test_a_setting_that_cannot_be_had_is_a_config_error(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         encoders.load(MODEL, weights="random", **settings)  # type: ignore[arg-type]
+
+
+def test_no_device_is_taken_for_weights_that_do_not_fit(weights: Path) -> None:
+    taken: list[str] = []
+
+    def take() -> str:
+        taken.append("cpu")
+        return taken[-1]
+
+    with pytest.raises(ConfigError, match="give the weights of this very model"):
+        encoders.load("timm:test_efficientnet", weights=weights, device=take)
+    assert not taken
+    encoders.load(MODEL, weights=weights, device=take)
+    assert taken == ["cpu"]
 
 
 @pytest.mark.gpu

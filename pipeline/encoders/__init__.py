@@ -27,6 +27,7 @@ __all__ = [
     "Overlapping",
     "build",
     "built_in",
+    "check_precision",
     "check_weights",
     "load",
     "required_weights",
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 class Encoder(Protocol):
@@ -93,12 +96,26 @@ def check_weights(name: str, *, folder: Path = WEIGHTS_FOLDER, weights: str | Pa
     return known_sha256(path) if weights else checked(path, name, spec(name, folder).sha256)
 
 
+def check_precision(precision: str, kind: str) -> None:
+    """Raise a ConfigError if a kind of device, `cuda` or `cpu`, should not compute in a precision.
+
+    torch emulates fp16 on most CPUs: it takes longer than fp32 there and only loses digits.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and kind == "cpu":
+        raise ConfigError(
+            "encoder.precision is fp16 and the computation is on the CPU, where that is slower than fp32; "
+            "set it to auto, or run with a GPU"
+        )
+
+
 def load(
     name: str,
     *,
     weights: str | Path | None = None,
     folder: Path = WEIGHTS_FOLDER,
-    device: str = "cpu",
+    device: str | Callable[[], str] = "cpu",
     threads: int = 1,
     precision: str = "auto",
     batch_size: int | None = None,
@@ -113,7 +130,8 @@ def load(
     name, folder, weights
         As for `weights_path`.
     device
-        A torch device ("cpu", "cuda", "cuda:1"); `texture` ignores it.
+        A torch device ("cpu", "cuda", "cuda:1"), or a function that gives one and is called when the network is
+        built, so that a job may wait for a device till it can use it; `texture` ignores it.
     threads
         CPU threads.
     precision
@@ -146,7 +164,6 @@ def load(
         )
     path = required_weights(name, folder, weights)
     settings: dict[str, Any] = {
-        "device": device,
         "threads": threads,
         "precision": precision,
         "batch_size": batch_size,
@@ -160,10 +177,19 @@ def load(
     if found.builder == "plugin":
         from pipeline.encoders.plugin import build_plugin
 
-        return build_plugin(found, path, **settings)
+        return build_plugin(found, path, device=device() if callable(device) else device, **settings)
     from pipeline.encoders.torch_encoder import TorchEncoder
 
-    return TorchEncoder(build(found, path), found, **settings, compiled=compiled, stain=stain, patch_px=patch_px)
+    network = build(found, path)
+    return TorchEncoder(
+        network,
+        found,
+        device=device() if callable(device) else device,
+        compiled=compiled,
+        stain=stain,
+        patch_px=patch_px,
+        **settings,
+    )
 
 
 def _stain_of(name: str) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import remembered
+from pipeline.encoders import check_precision
 from pipeline.encoders.allocator import keep_freed_memory
 from pipeline.encoders.batch_size import find_batch_size
 from pipeline.encoders.registry import EncoderSpec
@@ -19,7 +20,7 @@ from pipeline.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 CPU_BATCH = 32
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEncoder:
@@ -211,8 +212,7 @@ def _usable_device(name: str) -> torch.device:
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    check_precision(precision, device.type)
     if precision == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision {precision!r} is not one of auto, {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
+    return DTYPES[precision]

@@ -137,6 +137,7 @@ def test_one_gpu_job_runs_at_a_time_unless_told_otherwise(fresh: Study, argument
     """Setting the limit in the Snakefile is not documented by Snakemake, so an upgrade might drop it."""
     ran = fresh.run("--until", "check", *arguments)
     assert re.search(rf"Provided resources: .*gpu\D+{limit}\b", ran.output), ran.output
+    assert re.search(rf"Provided resources: .*gpu_queue\D+{2 * limit}\b", ran.output), ran.output
 
 
 def test_the_config_of_the_repository_is_complete() -> None:

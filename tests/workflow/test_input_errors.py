@@ -16,6 +16,12 @@ def empty(study: Study) -> None:
         path.unlink()
 
 
+def foreign_weights(study: Study) -> None:
+    study.configure(encoder={"name": "ctranspath"})
+    (study.folder / "weights").mkdir(exist_ok=True)
+    (study.folder / "weights" / "ctranspath.pth").write_bytes(b"of somebody else")
+
+
 CASES: dict[str, tuple[Callable[[Study], object], str]] = {
     "no slides": (empty, "no slides in data/raw; put whole-slide images"),
     "no labels file": (lambda study: study.labels.unlink(), "labels.csv is missing; make it, a CSV with the columns"),
@@ -61,6 +67,16 @@ CASES: dict[str, tuple[Callable[[Study], object], str]] = {
         lambda study: study.configure(encoder={"name": "ctranspath"}, tiling={"mpp": 0.77}),
         "tiling.mpp is 0.77 but ctranspath was trained at",
     ),
+    "fp16 on the CPU": (
+        lambda study: study.configure(
+            encoder={"name": "timm:test_vit", "weights": "random", "precision": "fp16"}, tiling={"mpp": 0.5}
+        ),
+        "encoder.precision is fp16 and the computation is on the CPU",
+    ),
+    "not the published weights": (
+        foreign_weights,
+        "of the published file 7c998680060c8743551a412583fac689db43cec07053b72dfec6dcd810113539; delete the file",
+    ),
 }
 
 
@@ -68,7 +84,7 @@ CASES: dict[str, tuple[Callable[[Study], object], str]] = {
 def test_it_is_one_sentence_before_any_work(fresh: Study, case: str) -> None:
     change, words = CASES[case]
     change(fresh)
-    ran = fresh.run()
+    ran = fresh.run(*(("--resources", "gpu=0") if "fp16" in case else ()))
     assert ran.code == 1
     last = ran.output.rstrip().splitlines()[-1]
     assert last.startswith("Error: ")

@@ -48,6 +48,12 @@ shell.prefix(
 # One GPU job at a time unless the user says otherwise with --resources gpu=N.
 if "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", 1)
+GPU_LIMIT = int(getattr(workflow.global_resources["gpu"], "value", workflow.global_resources["gpu"]))
+
+# On this machine two embed jobs may stand at each GPU: the second imports, builds its encoder and opens its slide while
+# the first computes, and then waits for the GPU's lock. On a cluster the scheduler gives each job a GPU of its own.
+if workflow.local_exec:
+    workflow.register_resource("gpu_queue", 2 * GPU_LIMIT)
 
 
 wildcard_constraints:
@@ -94,11 +100,17 @@ def slide_fingerprint(slide):
     return fingerprint(COHORT.slides[slide])
 
 
+def granted_gpus(stage):
+    """Give the GPUs that a job of the stage will be granted: Snakemake lowers what a job asks for to the limit."""
+    return min(settings.gpus(SETTINGS, stage, local=workflow.local_exec), GPU_LIMIT)
+
+
 def look_ahead():
-    """Say what looks odd, and end before any work if the labelled slides cannot be divided."""
+    """Say what looks odd, and end before any work if the encoder's weights or the division into folds will not do."""
     for warning in COHORT.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
     try:
+        settings.check_encoder(SETTINGS, gpus=granted_gpus("embed"))
         settings.rehearse(SETTINGS, COHORT, {slide: slide_fingerprint(slide) for slide in COHORT.labels})
     except PipelineError as error:
         stop(error)
@@ -151,12 +163,21 @@ def flags(stage):
 
 
 def gpu_of(stage):
-    """Give a function that tells how many GPUs a job asks for: none where it would not use one."""
+    """Give a function that tells how many GPUs a job asks for: none where it would not use one.
+
+    On this machine `embed` asks for a place in the queue before the GPUs instead; see `gpu_queue`.
+    """
 
     def of_job(wildcards):
-        return settings.gpus(SETTINGS, stage, local=workflow.local_exec)
+        queues = stage == "embed" and workflow.local_exec
+        return 0 if queues else settings.gpus(SETTINGS, stage, local=workflow.local_exec)
 
     return of_job
+
+
+def gpu_queue(wildcards):
+    """Give the GPUs that an `embed` job will use once it is its turn."""
+    return settings.gpus(SETTINGS, "embed", local=workflow.local_exec)
 
 
 def print_summary():

@@ -59,6 +59,7 @@ rule embed:
     threads: settings.embed_threads(SETTINGS)
     resources:
         gpu=gpu_of("embed"),
+        gpu_queue=gpu_queue,
         # a resource, as another speed is no reason to run again
         speed=settings.embed_speed(SETTINGS),
     params:
@@ -68,4 +69,4 @@ rule embed:
         flags=flags("embed"),
     shell:
         "python -m pipeline embed {input.slide:q} --slide-id {wildcards.slide:q} --tiles {input.tiles:q}"
-        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu} {resources.speed} {params.flags} 2> {log:q}"
+        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu_queue} {resources.speed} {params.flags} 2> {log:q}"
