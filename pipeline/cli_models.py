@@ -11,6 +11,15 @@ from pipeline.errors import ConfigError
 from pipeline.options import Folds, Gpus, LabelsFile, OverridesFile, Seed, SlidesFolder, Target, Threads
 
 
+class SchemeName(StrEnum):
+    """How folds are made."""
+
+    kfold = "kfold"
+    monte_carlo = "monte_carlo"
+    leave_one_site_out = "leave_one_site_out"
+    file = "file"
+
+
 class GroupBy(StrEnum):
     """What is never divided between training, validation and test."""
 
@@ -33,6 +42,8 @@ def split(
     digest: Annotated[str | None, Option(help="Digest of the labels when the run was planned.")] = None,
     bags: Annotated[Path, Option(help="Folder of the bags.")],
     splits: Annotated[Path, Option(help="Splits file to write.")],
+    scheme: Annotated[SchemeName, Option(help="How folds are made.")] = SchemeName.kfold,
+    given: Annotated[Path | None, Option(help="Your own splits file, for the scheme file.")] = None,
     folds: Folds,
     repeats: Annotated[int, Option(min=1, help="Divisions, each with another shuffle.")],
     validation: Annotated[float, Option(min=0.05, max=0.5, help="Share of a training part set aside.")],
@@ -50,11 +61,15 @@ def split(
         found,
         bags=bags,
         splits=splits,
-        folds=folds,
-        repeats=repeats,
-        validation=validation,
-        seed=seed,
-        group_by=group_by.value,
+        plan=stage.Plan(
+            scheme=scheme.value,
+            folds=folds,
+            repeats=repeats,
+            validation=validation,
+            group_by=group_by.value,
+            seed=seed,
+            given=given,
+        ),
     )
 
 

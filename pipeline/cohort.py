@@ -97,7 +97,7 @@ def read_labels(path: Path, *, target: str) -> dict[str, Label]:
     ConfigError
         If the file is missing or malformed; the sentence names the line.
     """
-    rows = _read_csv(path, required=("slide_id", target), known=(*_COLUMNS, target), prefix="label_")
+    rows = read_csv(path, required=("slide_id", target), known=(*_COLUMNS, target), prefix="label_")
     labels: dict[str, Label] = {}
     for line, row in rows:
         slide_id = row["slide_id"]
@@ -124,7 +124,7 @@ def read_overrides(path: Path) -> dict[str, Override]:
     if not path.exists():
         return {}
     overrides: dict[str, Override] = {}
-    for line, row in _read_csv(path, required=("slide_id",), known=("slide_id", "mpp", "skip", "note")):
+    for line, row in read_csv(path, required=("slide_id",), known=("slide_id", "mpp", "skip", "note")):
         slide_id = row["slide_id"]
         if slide_id in overrides:
             raise ConfigError(f"{path}, line {line}: slide '{slide_id}' is listed twice; keep one line")
@@ -148,9 +148,25 @@ def _override_mpp(path: Path, line: int, text: str) -> float | None:
     return mpp
 
 
-def _read_csv(
+def read_csv(
     path: Path, *, required: tuple[str, ...], known: tuple[str, ...], prefix: str | None = None
 ) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV file that a user wrote.
+
+    Parameters
+    ----------
+    required, known, prefix
+        Columns it must have, those it may have, and how further ones may begin.
+
+    Returns
+    -------
+    Line number, and cells by column, of each row that is not empty.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or malformed; the sentence names the line.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pipeline import store
 from pipeline.cohort import Cohort
 from pipeline.cohort_table import CohortRow, duplicates
+from pipeline.confounding import measure
 from pipeline.forecast import Work
 from pipeline.slide import MAX_UPSAMPLING
 
@@ -35,13 +36,20 @@ def summarise(cohort: Cohort, rows: Sequence[CohortRow], *, seconds: float, work
         [f"um per pixel: {', '.join(f'{mpp} ({count})' for mpp, count in sorted(scales.items()))}"] if scales else []
     )
     lines += _labels(cohort, rows)
+    found = measure(cohort.labels)
+    lines += _section("Patients by site and label", found.lines() if found else ())
     lines += _section(
         "To mend (these slides will be left out)",
         (f"{row.slide_id}: {row.reason}; {row.remedy}" for row in rows if row.status != store.OK),
     )
     lines += _section("The same file twice", (f"{one} and {other}" for one, other in duplicates(rows)))
     lines += _section(
-        "Warnings", [*cohort.warnings, *(f"{row.slide_id}: {row.warnings}" for row in usable if row.warnings)]
+        "Warnings",
+        [
+            *cohort.warnings,
+            *([found.warning] if found and found.warning else []),
+            *(f"{row.slide_id}: {row.warnings}" for row in usable if row.warnings),
+        ],
     )
     lines += _section(
         "Left out at your word (overrides)",

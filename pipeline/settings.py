@@ -10,7 +10,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +20,9 @@ from pipeline.cohort import Cohort, Drawn, Override
 from pipeline.device import has_gpu
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.schemes import Plan
 
 Settings = dict[str, Any]
 
@@ -183,7 +186,7 @@ def load_cohort(settings: Settings) -> Cohort:
         labels=Path(paths["labels"]),
         overrides=Path(paths["overrides"]),
         target=settings["target"],
-        folds=settings["evaluation"]["folds"],
+        folds=_plan(settings).needed,
         tissue=Path(paths["tissue"]),
         roi=Path(paths["roi"]),
     )
@@ -193,13 +196,43 @@ def rehearse(settings: Settings, cohort: Cohort, fingerprints: Mapping[str, str]
     """Try to divide the labelled slides; raises as `pipeline.split.rehearse` does."""
     from pipeline import split
 
-    evaluation = {key: settings["evaluation"][key] for key in ("folds", "repeats", "validation", "group_by")}
-    split.rehearse(cohort.labels, fingerprints, seed=settings["seed"], **evaluation)
+    split.rehearse(cohort.labels, fingerprints, _plan(settings))
 
 
-def fold_count(settings: Settings) -> int:
-    """Give the number of models that are trained."""
-    return int(settings["evaluation"]["folds"] * settings["evaluation"]["repeats"])
+def warnings(cohort: Cohort) -> list[str]:
+    """Give a sentence for everything that looks odd about a cohort before any slide is opened."""
+    from pipeline import confounding
+
+    found = confounding.measure(cohort.labels)
+    return [*cohort.warnings, *([found.warning] if found and found.warning else [])]
+
+
+def fold_count(settings: Settings, cohort: Cohort) -> int:
+    """Give the number of models that are trained; 0 without slides.
+
+    Raises
+    ------
+    ConfigError
+        If the sites or the user's splits file do not say it.
+    """
+    return _plan(settings).count(cohort.labels) if cohort.labels else 0
+
+
+def given_digest(settings: Settings) -> str:
+    """Give a digest of the user's splits file, so that a change divides anew; empty where none is used."""
+    plan = _plan(settings)
+    return cohorts.digest(plan.file.read_text(encoding="utf-8")) if plan.scheme == "file" else ""
+
+
+def _plan(settings: Settings) -> "Plan":
+    from pipeline.schemes import Plan
+
+    evaluation = settings["evaluation"]
+    return Plan(
+        **{key: evaluation[key] for key in ("scheme", "folds", "repeats", "validation", "group_by")},
+        seed=settings["seed"],
+        given=Path(settings["paths"]["splits"]),
+    )
 
 
 def _weights(settings: Settings) -> dict[str, Any]:
@@ -345,8 +378,9 @@ def flags(
         case "split":
             values = {
                 **_cohort(settings),
-                **{key: evaluation[key] for key in ("repeats", "validation", "group_by")},
+                **{key: evaluation[key] for key in ("scheme", "repeats", "validation", "group_by")},
                 "seed": settings["seed"],
+                "given": paths["splits"] if evaluation["scheme"] == "file" else None,
             }
         case "train":
             name = model or models(settings)[0]
@@ -372,7 +406,7 @@ def flags(
 def _cohort(settings: Settings) -> dict[str, Any]:
     """Give what tells slides and labels, as the commands that read them take it."""
     paths = {key: settings["paths"][key] for key in ("slides", "labels", "overrides")}
-    return {**paths, "target": settings["target"], "folds": settings["evaluation"]["folds"]}
+    return {**paths, "target": settings["target"], "folds": _plan(settings).needed}
 
 
 def _prefixed(prefix: str, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.cohort import Drawn
 from pipeline.errors import SlideError
 from pipeline.geojson import read_geojson, to_geojson
 from pipeline.grid import place_tiles, tile_shares
+from pipeline.look_alikes import overview_hash
 from pipeline.preview import draw_placeholder, draw_preview, preview_mpp, save_jpeg
 from pipeline.quality import FOCUS_MPP, FOCUS_WINDOW_PX, QualityOptions, Windows, find_folds, sample_blur
 from pipeline.slide import ReadPlan, Slide, open_slide, read_plan
@@ -220,6 +221,7 @@ def run(
             picture = _preview(slide, tiling, overview, overview_mpp=overview_mpp, slide_id=slide_id)
             outline = to_geojson(tiling.mask, downsample=tiling.mask_downsample, bounds=slide.bounds)
             attributes |= _slide_attributes(slide) | _tiling_attributes(slide, tiling)
+            attributes["overview_hash"] = overview_hash(overview, tiling.mask)
             attributes["drawn"] = [name for name in ("tissue", "roi") if getattr(drawn, name) is not None]
     except SlideError as error:
         LOG.warning("%s: quarantined: %s", slide_id, error)

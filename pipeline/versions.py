@@ -11,7 +11,7 @@ SCHEMA_VERSION = 1
 
 STAGE_VERSIONS: dict[str, int] = {
     "check": 1,
-    "tile": 1,
+    "tile": 2,
     "embed": 1,
     "split": 1,
     "train": 1,

@@ -18,8 +18,7 @@ def cohort(patients: int, *, slides_per_patient: int = 2, classes: int = 2) -> d
 
 
 def assigned(labels: dict[str, Label], **options: object) -> list[split.Assignment]:
-    defaults: dict[str, object] = {"folds": 4, "repeats": 1, "validation": 0.2, "seed": 0}
-    return split.assign(labels, **{**defaults, **options})  # type: ignore[arg-type]
+    return split.assign(labels, split.Plan(**{"folds": 4, **options}))  # type: ignore[arg-type]
 
 
 def roles(rows: list[split.Assignment], fold: int) -> dict[str, set[str]]:
@@ -133,6 +132,119 @@ def test_splits_come_back_as_written(tmp_path: Path) -> None:
     rows = assigned(labels)
     split.write_splits(tmp_path / "splits.csv", rows)
     assert split.read_splits(tmp_path / "splits.csv") == rows
+
+
+def test_slides_that_show_the_same_picture_in_two_roles_are_named() -> None:
+    labels = cohort(8, slides_per_patient=1)
+    rows = assigned(labels)
+    names = {name: name for name in labels}
+    split.check_roles(rows, names)
+    with pytest.raises(ConfigError, match=r"'slide-000-0' .* and 'slide-005-0' .* show the same picture"):
+        split.check_roles(rows, names, look_alikes=[("slide-000-0", "slide-005-0")])
+
+
+def test_monte_carlo_tests_about_a_part_anew_each_repeat() -> None:
+    labels = cohort(20)
+    rows = assigned(labels, scheme="monte_carlo", folds=5, repeats=6)
+    assert {row.fold for row in rows} == set(range(6))
+    tested = [roles(rows, fold)["test"] for fold in range(6)]
+    assert all(6 <= len(part) <= 10 for part in tested)
+    assert len({frozenset(part) for part in tested}) > 1
+    split.check_roles(rows, {name: name for name in labels})
+
+
+def test_leaving_a_site_out_tests_it_alone_and_trains_on_none_of_its_patients() -> None:
+    labels = cohort(18)
+    labels["travelled"] = Label("a", "patient-000", "site-1")
+    rows = assigned(labels, scheme="leave_one_site_out")
+    for fold in range(3):
+        found = roles(rows, fold)
+        tested = {name for name, label in labels.items() if label.site == f"site-{fold}"}
+        assert found["test"] == tested
+        patients = {labels[name].patient_id for name in tested}
+        assert not patients & {labels[name].patient_id for name in found["train"] | found["validation"]}
+    assert "travelled" not in roles(rows, 0)["train"] | roles(rows, 0)["validation"] | roles(rows, 0)["test"]
+
+
+def test_a_site_without_a_usable_slide_keeps_its_fold() -> None:
+    labels = cohort(18)
+    plan = split.Plan(scheme="leave_one_site_out")
+    usable = {name: label for name, label in labels.items() if label.site != "site-1"}
+    rows = split.assign(usable, plan, present=labels)
+    assert plan.count(labels) == 3
+    assert not roles(rows, 1)["test"]
+    assert roles(rows, 2)["test"] == {name for name, label in labels.items() if label.site == "site-2"}
+
+
+def test_a_class_at_one_site_only_cannot_be_learnt_without_it() -> None:
+    labels = {f"s{i}": Label("ab"[i // 6], f"p{i}", f"site {i // 6}") for i in range(12)}
+    with pytest.raises(ConfigError, match=r"site 'site 0' held out\) leaves nothing of class 'a' to train on"):
+        assigned(labels, scheme="leave_one_site_out")
+
+
+def given(folder: Path, *lines: str) -> Path:
+    path = folder / "splits.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_file_of_folds_is_followed_and_validation_is_drawn(tmp_path: Path) -> None:
+    labels = cohort(9, slides_per_patient=1)
+    lines = [f"{name},{index % 3}" for index, name in enumerate(sorted(labels))]
+    rows = assigned(labels, scheme="file", given=given(tmp_path, "slide_id,fold", *lines))
+    for fold in range(3):
+        assert roles(rows, fold)["test"] == set(sorted(labels)[fold::3])
+        assert roles(rows, fold)["validation"]
+
+
+def test_a_file_of_roles_is_followed_to_the_letter(tmp_path: Path) -> None:
+    labels = cohort(6, slides_per_patient=1)
+    names = sorted(labels)
+    chosen = ("train", "train", "validation", "validation", "test")
+    path = given(
+        tmp_path, "slide_id,repeat,fold,role", *(f"{n},3,7,{role}" for n, role in zip(names, chosen, strict=False))
+    )
+    rows = assigned(labels, scheme="file", given=path)
+    assert [(row.slide_id, row.repeat, row.fold, row.role) for row in rows] == [
+        (name, 3, 0, role) for name, role in zip(names, chosen, strict=False)
+    ]
+    assert split.Plan(scheme="file", given=path).count(labels) == 1
+
+
+def test_the_splits_that_a_run_wrote_can_be_given_to_another(tmp_path: Path) -> None:
+    labels = cohort(8)
+    rows = assigned(labels)
+    split.write_splits(tmp_path / "splits.csv", rows)
+    assert assigned(labels, scheme="file", given=tmp_path / "splits.csv") == rows
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["slide_id,fold", "absent,0"], "names 'absent', which is no slide that is there and has a label"),
+        (["slide_id,fold,role", "slide-000-0,0,testing"], "line 2: role is 'testing'"),
+        (
+            ["slide_id,fold", "slide-000-0,0", "slide-000-0,1"],
+            "line 3: slide 'slide-000-0' has two folds",
+        ),
+        (["slide_id,fold,role", "slide-000-0,0,test", "slide-000-0,0,train"], "has two roles in one fold"),
+        (["slide_id,fold", "slide-000-0,one"], "fold is 'one'; write a whole number"),
+        (["slide_id,fold,role", "slide-000-0,0,test"], "fold 0 of repeat 0 has no slide with the role train"),
+        (["slide_id,fold"], "has no rows"),
+        (["slide_id,split", "slide-000-0,0"], "there is no column 'fold'"),
+    ],
+)
+def test_a_splits_file_that_cannot_be_meant_is_one_sentence(tmp_path: Path, lines: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        assigned(cohort(6), scheme="file", given=given(tmp_path, *lines))
+
+
+def test_a_splits_file_that_divides_a_patient_is_refused(tmp_path: Path) -> None:
+    labels = cohort(6)
+    lines = [f"{name},{index % 2}" for index, name in enumerate(sorted(labels))]
+    plan = split.Plan(scheme="file", given=given(tmp_path, "slide_id,fold", *lines))
+    with pytest.raises(ConfigError, match="have the same patient"):
+        split.rehearse(labels, {name: name for name in labels}, plan)
 
 
 def test_grouping_by_site_needs_a_site() -> None:

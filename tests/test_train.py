@@ -19,9 +19,9 @@ from asmil.anchor import AnchorConfig
 from asmil.errors import BagError
 from asmil.training import FitConfig
 from pipeline import checkpoint, store, train
+from pipeline.assignment import COLUMNS, read_splits
 from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model
-from pipeline.split import COLUMNS, read_splits
 from pipeline.stored_bags import Cache, StoredBags, standardisation
 
 ROOT = Path(__file__).parents[1]

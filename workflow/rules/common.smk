@@ -29,9 +29,19 @@ def read_input():
 
 
 SETTINGS, COHORT = read_input()
+
+
+def number_of_folds():
+    """Give how many models are trained, or end with a sentence that says what to mend."""
+    try:
+        return settings.fold_count(SETTINGS, COHORT)
+    except PipelineError as error:
+        stop(error)
+
+
 RESULTS = Path(SETTINGS["paths"]["results"])
 REPORTS = Path(SETTINGS["paths"]["reports"])
-FOLDS = list(range(settings.fold_count(SETTINGS)))
+FOLDS = list(range(number_of_folds()))
 COMPARED = settings.models(SETTINGS)[1:]
 
 # A job runs the packages of this checkout, with the interpreter that runs Snakemake unless a deployment method
@@ -107,7 +117,7 @@ def granted_gpus(stage):
 
 def look_ahead():
     """Say what looks odd, and end before any work if the encoder's weights or the division into folds will not do."""
-    for warning in COHORT.warnings:
+    for warning in settings.warnings(COHORT):
         print(f"Warning: {warning}", file=sys.stderr)
     try:
         settings.check_encoder(SETTINGS, gpus=granted_gpus("embed"))

@@ -15,6 +15,7 @@ rule split:
     params:
         version=STAGE_VERSIONS["split"],
         labels=labels_digest,
+        given=settings.given_digest(SETTINGS),
         flags=flags("split"),
         bags=RESULTS / "bags",
     shell:
