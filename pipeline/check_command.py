@@ -45,6 +45,7 @@ def check(
     patch_px: PatchPx,
     target_mpp: TargetMpp,
     overlap: Overlap,
+    max_tiles: Annotated[int | None, Option(min=1, help="Most tiles of a slide.")] = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
     threads: Threads = 1,
@@ -72,7 +73,7 @@ def check(
         default_mpp=default_mpp,
         mpp_from_objective=mpp_from_objective,
         threads=threads,
-        work=Work(patch_px=patch_px, mpp=target_mpp, overlap=overlap, encoder=encoder),
+        work=Work(patch_px=patch_px, mpp=target_mpp, overlap=overlap, encoder=encoder, max_tiles=max_tiles),
     )
     # last, so that the table and the summary are there whatever else must be mended
     if found.problem:

@@ -58,6 +58,7 @@ def tile(
     max_pen: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be pen.")],
     max_blur: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be out of focus.")],
     max_fold: Annotated[float, Option(min=0, max=1, help="Largest share of a tile that may be a fold.")],
+    max_tiles: Annotated[int | None, Option(min=1, help="Most tiles to keep, drawn at random; none keeps all.")] = None,
     drawn_tissue: Annotated[Path | None, Option(help="GeoJSON that replaces the tissue found.")] = None,
     roi: Annotated[Path | None, Option(help="GeoJSON of the regions to keep to.")] = None,
     mpp: Mpp = None,
@@ -82,6 +83,7 @@ def tile(
         target_mpp=target_mpp,
         overlap=overlap,
         min_tissue=min_tissue,
+        max_tiles=max_tiles,
         tissue_options=TissueOptions(
             method=tissue_method.value,
             threshold=tissue_threshold,

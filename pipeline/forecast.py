@@ -43,12 +43,13 @@ UNKNOWN_DIM = 1536
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked of each slide: edge and um per pixel of its patches, their overlap, and the encoder."""
+    """What is asked of each slide: edge and um per pixel of its patches, their overlap, the encoder, the most tiles."""
 
     patch_px: int
     mpp: float
     overlap: float
     encoder: str
+    max_tiles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def forecast(
             log.debug("%s: passed by (%s)", slide_id, error)
     if not shares:
         return None
-    tissue_um2 = float(np.mean(shares)) * sum(areas_mm2.values()) * 1e6
-    patches = round(tissue_um2 / (work.patch_px * work.mpp * (1 - work.overlap)) ** 2)
+    per_mm2 = float(np.mean(shares)) * 1e6 / (work.patch_px * work.mpp * (1 - work.overlap)) ** 2
+    most = np.inf if work.max_tiles is None else work.max_tiles
+    patches = round(sum(min(area * per_mm2, most) for area in areas_mm2.values()))
     spec = encoders.spec(work.encoder)
     read_per_s, encode_per_s = speed or (0.0, 0.0)
     seconds = [patches / rate for rate in (read_per_s, encode_per_s) if rate]

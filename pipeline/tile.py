@@ -92,7 +92,7 @@ def tile_slide(
     min_tissue
         Smallest tissue share of a kept tile, in [0, 1].
     max_tiles
-        If there are more, an even random subset of this size is kept, the same in every run; None keeps all.
+        If more are good, a random subset of this size is kept, the same in every run; None keeps all.
     drawn
         What the user drew: tissue replaces the one found here, regions restrict it.
 
@@ -119,10 +119,6 @@ def tile_slide(
             f"no tile of {plan.patch_level0_px * slide.mpp:.0f} um is covered by tissue to {min_tissue:.0%}",
             remedy="lower tiling.min_tissue, or leave the slide out: it has very little tissue",
         )
-    if max_tiles is not None and len(coords) > max_tiles:
-        slide.warnings.append(f"{max_tiles} of {len(coords)} tiles were kept (max_tiles)")
-        kept = np.sort(np.random.default_rng(0).choice(len(coords), max_tiles, replace=False))
-        coords, tissue = coords[kept], tissue[kept]
     shares = {"tissue": tissue}
     for name, spoilt in _spoilt_regions(overview, mask, mpp=overview_mpp, find_pens=options.exclude_pen).items():
         shares[name] = tile_shares(spoilt, coords, downsample=downsample, patch_px=plan.patch_level0_px)
@@ -136,8 +132,12 @@ def tile_slide(
             f"all {len(coords)} tiles are spoilt ({counts})",
             remedy="look at the preview; scan the slide again, or raise the limits in the config's section quality",
         )
-    shares = {name: values[good] for name, values in shares.items()}
-    return Tiling(coords[good], shares, excluded, plan, stride_px, mask, downsample, roi)
+    kept = np.flatnonzero(good)
+    if max_tiles is not None and len(kept) > max_tiles:
+        slide.warnings.append(f"{max_tiles} of {len(kept)} tiles were kept (tiling.max_tiles)")
+        kept = np.sort(np.random.default_rng(0).choice(kept, max_tiles, replace=False))
+    shares = {name: values[kept] for name, values in shares.items()}
+    return Tiling(coords[kept], shares, excluded, plan, stride_px, mask, downsample, roi)
 
 
 def exclude(

@@ -123,6 +123,12 @@ def test_the_forecast_is_near_what_tiling_gives(folder: Path) -> None:
     assert "training is not included" in text
 
 
+def test_the_forecast_heeds_the_most_tiles_of_a_slide(folder: Path) -> None:
+    rows, text = look(folder, work=Work(patch_px=64, mpp=0.5, overlap=0.0, encoder="texture", max_tiles=3))
+    usable = sum(row.status == store.OK for row in rows.values())
+    assert f"about {3 * usable} patches" in text
+
+
 def test_an_encoder_on_the_gpu_is_forecast_by_what_is_assumed(folder: Path) -> None:
     _, text = look(folder, work=Work(patch_px=224, mpp=1.0, overlap=0.0, encoder="ctranspath"))
     assert "of one GPU, assuming ctranspath encodes 500 patches/s" in text

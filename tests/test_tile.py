@@ -127,7 +127,7 @@ def test_tiles_can_be_capped_the_same_way_in_every_run(slide_path: Path, tmp_pat
     first, second = (tile(slide_path, tmp_path / name, max_tiles=20) for name in "ab")
     np.testing.assert_array_equal(first.arrays["coords"], second.arrays["coords"])
     assert set(map(tuple, first.arrays["coords"].tolist())) < set(map(tuple, full.tolist()))
-    assert first.attributes["warnings"] == [f"20 of {len(full)} tiles were kept (max_tiles)"]
+    assert first.attributes["warnings"] == [f"20 of {len(full)} tiles were kept (tiling.max_tiles)"]
 
 
 @pytest.mark.parametrize(
