@@ -10,6 +10,7 @@ from typer import Option
 from pipeline.errors import ConfigError
 from pipeline.options import (
     DefaultMpp,
+    EventColumn,
     Folds,
     LabelsFile,
     MppFromObjective,
@@ -19,6 +20,8 @@ from pipeline.options import (
     SlidesFolder,
     Target,
     TargetMpp,
+    TaskKind,
+    TaskName,
     Threads,
     Weights,
     WeightsFolder,
@@ -34,6 +37,8 @@ def check(
     labels: LabelsFile,
     overrides: OverridesFile,
     target: Target,
+    task: TaskName = TaskKind.classification,
+    event: EventColumn = "event",
     folds: Folds,
     encoder: Annotated[str, Option(help="Encoder whose weights must be there.")],
     weights: Weights = None,
@@ -64,6 +69,8 @@ def check(
         folds=folds,
         tissue=tissue,
         roi=roi,
+        task=task.value,
+        event=event,
         must_train=False,
     )
     stage.run(

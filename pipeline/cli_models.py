@@ -8,7 +8,26 @@ import typer
 from typer import Argument, Option
 
 from pipeline.errors import ConfigError
-from pipeline.options import Folds, Gpus, LabelsFile, OverridesFile, Seed, SlidesFolder, Target, Threads
+from pipeline.options import (
+    EventColumn,
+    Folds,
+    Gpus,
+    LabelsFile,
+    OverridesFile,
+    Seed,
+    SlidesFolder,
+    Target,
+    TaskKind,
+    TaskName,
+    Threads,
+)
+
+
+class RecipeKind(StrEnum):
+    """How a model is trained."""
+
+    shared = "shared"
+    source = "source"
 
 
 class SchemeName(StrEnum):
@@ -39,6 +58,8 @@ def split(
     labels: LabelsFile,
     overrides: OverridesFile,
     target: Target,
+    task: TaskName = TaskKind.classification,
+    event: EventColumn = "event",
     digest: Annotated[str | None, Option(help="Digest of the labels when the run was planned.")] = None,
     bags: Annotated[Path, Option(help="Folder of the bags.")],
     splits: Annotated[Path, Option(help="Splits file to write.")],
@@ -54,7 +75,9 @@ def split(
     from pipeline import cohort as cohorts
     from pipeline import split as stage
 
-    found = cohorts.load(slides, labels=labels, overrides=overrides, target=target, folds=folds).labels
+    found = cohorts.load(
+        slides, labels=labels, overrides=overrides, target=target, folds=folds, task=task.value, event=event
+    ).labels
     if digest is not None and cohorts.labels_digest(found) != digest:
         raise ConfigError(f"{labels} or the slides changed after the run was planned; run the workflow again")
     stage.run(
@@ -69,6 +92,7 @@ def split(
             group_by=group_by.value,
             seed=seed,
             given=given,
+            task=task.value,
         ),
     )
 
@@ -83,6 +107,11 @@ def train(
     options: Annotated[str, Option(help="Its options, as JSON.")],
     anchor: Annotated[str, Option(help="Options of the anchor (asmil.AnchorConfig), as JSON.")],
     training: Annotated[str, Option(help="Options of the training (asmil.FitConfig), as JSON.")],
+    task: TaskName = TaskKind.classification,
+    risk_set: Annotated[int, Option(min=2, help="Slides compared in an optimizer step; for survival.")] = 16,
+    recipe: Annotated[
+        RecipeKind, Option(help="Train by the options here, or as the model's source.")
+    ] = RecipeKind.shared,
     stability_slides: Annotated[int, Option(min=0, help="Validation slides that attention is followed on.")] = 8,
     cache_mb: Annotated[int, Option(min=0, help="Memory for features, MiB.")] = 4096,
     seed: Seed,
@@ -106,6 +135,9 @@ def train(
         model_options=_json_options(options, "--options"),
         anchor=_built(AnchorConfig, _json_options(anchor, "--anchor")),
         training=_built(FitConfig, _json_options(training, "--training")),
+        task=task.value,
+        risk_set=risk_set,
+        recipe=recipe.value,
         stability_slides=stability_slides,
         cache_gb=cache_mb / 1024,
         seed=seed,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from pipeline import tasks
 from pipeline.discovery import discover
 from pipeline.errors import ConfigError
 
@@ -20,7 +21,10 @@ _COLUMNS = ("slide_id", "patient_id", "site", "label")
 
 @dataclass(frozen=True)
 class Label:
-    """One row of the labels file: the slide's class, its patient (the slide itself if not given) and its site."""
+    """One row of the labels file: what is learned, the slide's patient (the slide itself if not given), its site.
+
+    `pipeline.tasks` says how what is learned is written.
+    """
 
     label: str
     patient_id: str
@@ -81,7 +85,7 @@ class Cohort:
     problem: str = ""
 
 
-def read_labels(path: Path, *, target: str) -> dict[str, Label]:
+def read_labels(path: Path, *, target: str, task: str = tasks.CLASSIFICATION, event: str = "event") -> dict[str, Label]:
     """Read the labels file.
 
     Parameters
@@ -91,13 +95,16 @@ def read_labels(path: Path, *, target: str) -> dict[str, Label]:
         (`label` and `label_<name>`). A slide with an empty label is left unlabelled.
     target
         The column to learn.
+    task, event
+        What is learned of it; for survival, the column that says whether the event was seen.
 
     Raises
     ------
     ConfigError
         If the file is missing or malformed; the sentence names the line.
     """
-    rows = read_csv(path, required=("slide_id", target), known=(*_COLUMNS, target), prefix="label_")
+    needed = ("slide_id", target, event) if task == "survival" else ("slide_id", target)
+    rows = read_csv(path, required=needed, known=(*_COLUMNS, *needed[1:]), prefix="label_")
     labels: dict[str, Label] = {}
     for line, row in rows:
         slide_id = row["slide_id"]
@@ -107,7 +114,8 @@ def read_labels(path: Path, *, target: str) -> dict[str, Label]:
             raise ConfigError(f"{path}, line {line}: slide '{slide_id}' is listed twice; keep one line")
         if "patient_id" in row and not row["patient_id"]:
             raise ConfigError(f"{path}, line {line}: patient_id is empty; fill it in or remove the column")
-        labels[slide_id] = Label(row[target], row.get("patient_id", slide_id), row.get("site", ""))
+        text = tasks.label_text(row, task=task, target=target, event=event, place=f"{path}, line {line}")
+        labels[slide_id] = Label(text, row.get("patient_id", slide_id), row.get("site", ""))
     return labels
 
 
@@ -224,6 +232,8 @@ def load(
     folds: int,
     tissue: Path | None = None,
     roi: Path | None = None,
+    task: str = tasks.CLASSIFICATION,
+    event: str = "event",
     must_train: bool = True,
 ) -> Cohort:
     """Read what the user gave, and refuse what no run can start with.
@@ -238,6 +248,8 @@ def load(
         The column to learn, and the outer folds that the labels must allow.
     tissue, roi
         Folders of drawn tissue and regions; they may be missing.
+    task, event
+        As for `read_labels`.
     must_train
         Whether labels that cannot be cross-validated are an error, and not only a `problem`.
 
@@ -247,7 +259,7 @@ def load(
         See `discover`, `read_labels`, `read_overrides` and `check_labels`.
     """
     found, warnings = discover(folder)
-    given = read_labels(labels, target=target)
+    given = read_labels(labels, target=target, task=task, event=event)
     known = read_overrides(overrides)
     slides = {name: path for name, path in found.items() if not known.get(name, Override()).skip}
     if not slides:
@@ -255,7 +267,7 @@ def load(
     present = {name: given[name] for name in slides if name in given and given[name].label}
     problem = ""
     try:
-        check_labels(present, given, slides=slides, path=labels, folds=folds)
+        check_labels(present, given, slides=slides, path=labels, folds=folds, task=task)
     except ConfigError as error:
         if must_train:
             raise
@@ -276,7 +288,7 @@ def load(
             for name in slides
             if any(name in files for files in drawn.values())
         },
-        classes=tuple(sorted({label.label for label in present.values()})),
+        classes=tuple(sorted({label.label for label in present.values()})) if task == tasks.CLASSIFICATION else (),
         warnings=tuple(warnings),
         problem=problem,
     )
@@ -299,6 +311,7 @@ def check_labels(
     slides: Mapping[str, Path],
     path: Path,
     folds: int,
+    task: str = tasks.CLASSIFICATION,
 ) -> None:
     """Refuse labels that cannot be cross-validated.
 
@@ -312,12 +325,14 @@ def check_labels(
         The labels file, for the messages.
     folds
         Number of outer folds.
+    task
+        What the labels are.
 
     Raises
     ------
     ConfigError
         If no label belongs to a slide, all are of one class, there are fewer patients than folds, or a class has one
-        patient only.
+        patient only; for other tasks see `pipeline.tasks.check_outcomes`.
     """
     if not present:
         example = next(iter(given), "")
@@ -326,22 +341,19 @@ def check_labels(
             + (f" (it names '{example}', a slide here is '{next(iter(slides), '')}')" if example else "")
             + "; a slide id is the file's path without its extension"
         )
-    for what, names in (
-        ("classes", {label.label for label in present.values()}),
-        ("patients", {label.patient_id for label in present.values()}),
-    ):
-        _refuse_near_twins(path, what, names)
     patients = {label.patient_id for label in present.values()}
+    _refuse_near_twins(path, "patients", patients)
+    if task != tasks.CLASSIFICATION:
+        _refuse_few_patients(path, patients, folds)
+        tasks.check_outcomes(present, task=task, path=path, folds=folds)
+        return
+    _refuse_near_twins(path, "classes", {label.label for label in present.values()})
     by_class = Counter(label for label, _ in {(label.label, label.patient_id) for label in present.values()})
     if len(by_class) < 2:
         raise ConfigError(
             f"{path}: all {len(present)} labelled slides are '{next(iter(by_class))}'; label a second class"
         )
-    if len(patients) < folds:
-        raise ConfigError(
-            f"{path}: {len(patients)} labelled patients are fewer than the {folds} folds; label more, or lower"
-            " evaluation.folds"
-        )
+    _refuse_few_patients(path, patients, folds)
     if max(Counter(label.label for label in present.values()).values()) < folds:
         raise ConfigError(
             f"{path}: no class has as many labelled slides as there are folds ({folds}); label more, or lower"
@@ -351,6 +363,14 @@ def check_labels(
     if scarce:
         raise ConfigError(
             f"{path}: class '{scarce[0]}' has one patient only, so no model could be tested on it; label more"
+        )
+
+
+def _refuse_few_patients(path: Path, patients: set[str], folds: int) -> None:
+    if len(patients) < folds:
+        raise ConfigError(
+            f"{path}: {len(patients)} labelled patients are fewer than the {folds} folds; label more, or lower"
+            " evaluation.folds"
         )
 
 

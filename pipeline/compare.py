@@ -54,9 +54,7 @@ def run(*, splits: Path, bags: Path, models: Path, predictions: Path, device: st
             if row.fold == fold and row.role == "test":
                 bag = store.read(bags / f"{row.slide_id}.zarr.zip", ["features"])
                 description.check_bag(bag.attributes, folder=folder)
-                features = bag.arrays["features"].astype(np.float32)
-                if description.mean is not None and description.sd is not None:
-                    features = (features - description.mean) / description.sd
+                features = description.standardised(bag.arrays["features"])
                 found[row.slide_id][fold] = predict(model, features, device=device, name=row.slide_id).probabilities
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import store
+from pipeline import outcomes, store
 from pipeline.errors import ArtefactError
+from pipeline.tasks import CLASSIFICATION, task_of
 
 STAGES = (("tile", "tiles"), ("embed", "bags"), ("predict", "attention"))
 """Stages a slide passes, in order, and the folders of their artefacts."""
@@ -40,6 +41,8 @@ class Prediction:
         Standard deviation over the folds of the predicted class's probability.
     map_agreement
         Mean rank correlation of the folds' attention, over their pairs; NaN with one fold.
+    task, value
+        What was learned, and where it is no class, the mean of the folds' values; these are then in `by_fold` (F, 1).
     """
 
     predicted: str
@@ -50,6 +53,8 @@ class Prediction:
     source: str
     fold_spread: float
     map_agreement: float = math.nan
+    task: str = CLASSIFICATION
+    value: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class SlideResult:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether prediction and label agree; None where one is missing."""
-        if not self.label or self.prediction is None:
+        """Whether prediction and label agree; None where one is missing or no class was learned."""
+        if not self.label or self.prediction is None or self.prediction.task != CLASSIFICATION:
             return None
         return self.prediction.predicted == self.label
 
@@ -130,7 +135,8 @@ def _result(row: Mapping[str, str], results: Path) -> SlideResult:
             attributes["reason"],
             attributes["remedy"],
         )
-    arrays = store.read(path, names=("probability", "score")).arrays
+    values = outcomes.values_array(attributes)
+    arrays = store.read(path, names=(values, "score")).arrays
     return SlideResult(
         slide_id,
         attributes.get("patient_id") or patient_id,
@@ -138,7 +144,7 @@ def _result(row: Mapping[str, str], results: Path) -> SlideResult:
         store.OK,
         patches=int(arrays["score"].size),
         warnings=tuple(attributes.get("warnings", ())),
-        prediction=_prediction(attributes, arrays["probability"]),
+        prediction=_prediction(attributes, arrays[values].reshape(len(attributes["folds"]), -1)),
         excluded=attributes.get("excluded", {}),
     )
 
@@ -153,6 +159,8 @@ def _prediction(attributes: Mapping[str, Any], probability: NDArray[Any]) -> Pre
         source=attributes["source"],
         fold_spread=float(attributes["fold_spread"]),
         map_agreement=float("nan" if attributes.get("map_agreement") is None else attributes["map_agreement"]),
+        task=task_of(attributes),
+        value=float(attributes.get("value", math.nan)),
     )
 
 
@@ -230,9 +238,13 @@ def evaluate(
     `pooled`: value, low and high by metric; `folds`: metrics by fold; counts; the confusion matrix (rows are labels,
     columns predictions); how the intervals were made. None where a figure is not defined.
     """
+    task = outcomes.task_of(slides)
+    if task != CLASSIFICATION:
+        return outcomes.evaluate(slides, splits, task=task, resamples=resamples, level=LEVEL, seed=seed)
     classes, used = class_names(slides), [slide for slide in slides if slide.counts]
     interval = {"level": LEVEL, "resamples": resamples, "seed": seed, "unit": "patient"}
     return {
+        "task": task,
         "pooled": _pooled(used, classes, resamples=resamples, seed=seed) if used else {},
         "folds": [_fold(used, splits, classes, fold) for fold in sorted({f for s in used for f in _folds(s)})],
         "classes": list(classes),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import drawing, store
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
+from pipeline.outcomes import values_array
 from pipeline.outline import to_qupath
 from pipeline.sheet import Attention, Specimen, Style, View, draw_placeholder, draw_sheet, panel_layout
 from pipeline.slide import Slide, open_slide
@@ -68,7 +69,7 @@ def run(
     page = Page(width_px)
     error = store.inherited_error(artefact.attributes)
     if error is None:
-        artefact = store.read(attention, names=("score", "coords", "probability"))
+        artefact = store.read(attention, names=("score", "coords", values_array(artefact.attributes)))
         values = load_attention(artefact)
         style = Style(colormap, opacity, min(top_patches, MOST_SPECIMENS))
         write_geojson(geojson, values)
@@ -102,7 +103,7 @@ def load_attention(artefact: store.Artefact) -> Attention:
         score=score,
         percentile=drawing.percentile_ranks(score),
         coords=artefact.arrays["coords"],
-        probability=artefact.arrays["probability"],
+        probability=artefact.arrays[values_array(artefact.attributes)].reshape(len(artefact.attributes["folds"]), -1),
         attributes=artefact.attributes,
     )
 

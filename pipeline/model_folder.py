@@ -16,6 +16,7 @@ from asmil.seeding import seeded
 from asmil.training import FitResult
 from pipeline import store
 from pipeline.errors import ArtefactError, ConfigError
+from pipeline.tasks import CLASSIFICATION
 from pipeline.versions import SCHEMA_VERSION, __version__
 
 __all__ = ["MODELS", "ModelFolder", "build_model", "load_model"]
@@ -58,6 +59,10 @@ class ModelFolder:
         Fingerprints of the slides it was trained on or its epoch was chosen on.
     mean, sd
         Standardisation of the features, each float32 of shape (d,), or None.
+    task
+        What the model learned.
+    scale
+        What its output means where it has one: (centre, spread) of centre + spread * output.
     """
 
     name: str
@@ -70,6 +75,16 @@ class ModelFolder:
     seen: list[str]
     mean: NDArray[np.float32] | None = None
     sd: NDArray[np.float32] | None = None
+    task: str = CLASSIFICATION
+    scale: tuple[float, float] = (0.0, 1.0)
+
+    def standardised(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Give a bag's features (N, d) as the model takes them."""
+        values = features.astype(np.float32)
+        if self.mean is not None and self.sd is not None:
+            values -= self.mean
+            values /= self.sd
+        return values
 
     def write(self, folder: Path, result: FitResult) -> None:
         """Write weights, anchor and description; each file appears when it is complete."""
@@ -85,6 +100,8 @@ class ModelFolder:
             "asmil_wsi": __version__,
             "model": self.name,
             "options": self.options,
+            "task": self.task,
+            "scale": list(self.scale),
             "classes": self.classes,
             "bags": self.bags,
             "fold": self.fold,
@@ -160,4 +177,6 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         seen=found["seen"],
         mean=None if mean is None else mean.numpy(),
         sd=None if sd is None else sd.numpy(),
+        task=found["task"],
+        scale=(found["scale"][0], found["scale"][1]),
     )

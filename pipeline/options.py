@@ -1,14 +1,26 @@
 """Options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
+
+class TaskKind(StrEnum):
+    """What is learned of a slide's label."""
+
+    classification = "classification"
+    survival = "survival"
+    regression = "regression"
+
+
 SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
 LabelsFile = Annotated[Path, Option(help="Labels file.")]
 OverridesFile = Annotated[Path, Option(help="Overrides file; may be missing.")]
 Target = Annotated[str, Option(help="Column of the labels file to learn.")]
+TaskName = Annotated[TaskKind, Option(help="What is learned of it: a class, a time to an event, a number.")]
+EventColumn = Annotated[str, Option(help="Column that says whether the event was seen; for survival.")]
 Folds = Annotated[int, Option(min=2, help="Outer folds, which the labels must allow.")]
 SlideFile = Annotated[Path, Argument(help="The slide.", show_default=False)]
 SlideId = Annotated[str, Option(help="Its id.", show_default=False)]

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from asmil.inference import predict
 from asmil.stability import agreement
-from pipeline import store
+from pipeline import outcomes, store
 from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model, read_description
 from pipeline.split import Assignment, read_splits
+from pipeline.tasks import CLASSIFICATION
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,14 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
     if stored.ok:
         folds, source = folds_for(slide_id, rows)
         folds = unseen(folds, models=models, fingerprint=stored.attributes["fingerprint"])
-        probability, fold_scores, classes = judge(stored, [models / f"fold-{fold}" for fold in folds], device=device)
+        folders = [models / f"fold-{fold}" for fold in folds]
+        found |= {"task": read_description(folders[0])["task"], "folds": folds, "source": source}
+    if stored.ok and found["task"] != CLASSIFICATION:
+        arrays, attributes = outcomes.predict(stored, folders, device=device)
+        found |= attributes
+        log.info("%s: %.4g by folds %s", slide_id, attributes["value"], folds)
+    elif stored.ok:
+        probability, fold_scores, classes = judge(stored, folders, device=device)
         mean = probability.mean(0)
         winner = int(mean.argmax())
         alike = agreement(fold_scores)
@@ -73,8 +81,6 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
         }
         found |= {
             "classes": classes,
-            "folds": folds,
-            "source": source,
             "predicted": classes[winner],
             "probabilities": [float(value) for value in mean],
             "fold_spread": float(probability[:, winner].std()),
@@ -122,10 +128,7 @@ def judge(
             classes = description.classes
         elif classes != description.classes:
             raise ArtefactError(f"{folder} has the classes {description.classes}, others {classes}; train again")
-        features = stored.arrays["features"].astype(np.float32)
-        if description.mean is not None and description.sd is not None:
-            features = (features - description.mean) / description.sd
-        prediction = predict(model, features, device=device)
+        prediction = predict(model, description.standardised(stored.arrays["features"]), device=device)
         probabilities.append(prediction.probabilities)
         scores.append(prediction.score)
     return np.stack(probabilities).astype(np.float32), np.stack(scores).astype(np.float32), classes or []

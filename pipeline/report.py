@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
+from pipeline.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:
     from pipeline.evaluation import SlideResult
@@ -78,15 +79,21 @@ def run(
 
 def predictions_table(slides: "Sequence[SlideResult]", classes: Sequence[str]) -> str:
     """Give `predictions.csv`: a row a slide, empty cells where there is no prediction."""
-    header = ["slide_id", "patient_id", "label", "predicted", *(f"probability_{name}" for name in classes)]
+    from pipeline import outcomes
+
+    task = outcomes.task_of(slides)
+    own = outcomes.prediction_columns(task) or [f"probability_{name}" for name in classes]
+    header = ["slide_id", "patient_id", "label", "predicted", *own]
     rows: list[list[str]] = []
     for slide in slides:
         known = [slide.slide_id, slide.patient_id, slide.label]
         found = slide.prediction
         if found is None:
-            rows.append([*known, "", *("" for _ in classes), "", "", slide.status])
+            cells = outcomes.prediction_cells(slide, task=task) if task != CLASSIFICATION else ["" for _ in classes]
+            rows.append([*known, "", *cells, "", "", slide.status])
         else:
             numbers = [f"{probability:.6f}" for probability in found.probabilities]
+            numbers += outcomes.prediction_cells(slide, task=task) if task != CLASSIFICATION else []
             spread = f"{found.fold_spread:.6f}"
             rows.append([*known, found.predicted, *numbers, found.source, spread, slide.status])
     return _table([[*header, "source", "fold_spread", "status"], *rows], delimiter=",")

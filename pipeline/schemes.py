@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import given_splits
+from pipeline import given_splits, tasks
 from pipeline.assignment import Assignment, Role
 from pipeline.cohort import Label
 from pipeline.errors import ConfigError
@@ -41,6 +41,8 @@ class Plan:
         The same labels and seed give the same division.
     given
         The user's splits file.
+    task
+        What the labels are; the folds are balanced in classes, in events or in the parts of a number's range.
     """
 
     scheme: Scheme = "kfold"
@@ -50,6 +52,7 @@ class Plan:
     group_by: str = "patient"
     seed: int = 0
     given: Path | None = None
+    task: str = tasks.CLASSIFICATION
 
     @property
     def needed(self) -> int:
@@ -93,7 +96,6 @@ def assign(
     plan: Plan,
     *,
     present: Mapping[str, Label] | None = None,
-    strata: Mapping[str, str] | None = None,
 ) -> list[Assignment]:
     """Assign the labelled slides their roles in every fold.
 
@@ -109,8 +111,6 @@ def assign(
         How to divide.
     present
         Labels of all slides that are there, also of those that turned out unusable: they fix which folds there are.
-    strata
-        What is kept balanced, by slide id; the labels themselves if not given.
 
     Returns
     -------
@@ -122,7 +122,8 @@ def assign(
         If there are fewer groups than folds, or no division leaves every class in every training part.
     """
     names = sorted(labels)
-    classes = np.array([strata[name] if strata else labels[name].label for name in names])
+    strata = tasks.strata(labels, task=plan.task, folds=plan.folds)
+    classes = np.array([strata[name] for name in names])
     groups = _groups([labels[name] for name in names], names, plan.group_by)
     match plan.scheme:
         case "kfold":

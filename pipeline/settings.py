@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline import cohort as cohorts
-from pipeline import encoders
+from pipeline import encoders, tasks
 from pipeline.cohort import Cohort, Drawn, Override
 from pipeline.device import has_gpu
 from pipeline.errors import ConfigError
@@ -51,6 +51,7 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
     settings: Settings = _typed(config, rules)
     validate(settings, rules)
     _check_model(settings)
+    tasks.check_models(models(settings), task=settings["task"])
     _check_colormap(settings["heatmap"]["colormap"])
     return _resolve_scale(settings)
 
@@ -189,6 +190,8 @@ def load_cohort(settings: Settings) -> Cohort:
         folds=_plan(settings).needed,
         tissue=Path(paths["tissue"]),
         roi=Path(paths["roi"]),
+        task=settings["task"],
+        event=settings["survival"]["event"],
     )
 
 
@@ -203,7 +206,7 @@ def warnings(cohort: Cohort) -> list[str]:
     """Give a sentence for everything that looks odd about a cohort before any slide is opened."""
     from pipeline import confounding
 
-    found = confounding.measure(cohort.labels)
+    found = confounding.measure(cohort.labels) if settings["task"] == tasks.CLASSIFICATION else None
     return [*cohort.warnings, *([found.warning] if found and found.warning else [])]
 
 
@@ -232,6 +235,7 @@ def _plan(settings: Settings) -> "Plan":
         **{key: evaluation[key] for key in ("scheme", "folds", "repeats", "validation", "group_by")},
         seed=settings["seed"],
         given=Path(settings["paths"]["splits"]),
+        task=settings["task"],
     )
 
 
@@ -389,7 +393,10 @@ def flags(
                 "options": _json(model_options(settings, name)),
                 "anchor": _json(settings["anchor"]),
                 # the memory for features changes no result, so it is not a parameter: see cache_mb
-                "training": _json({k: v for k, v in settings["training"].items() if k != "cache_gb"}),
+                "training": _json({k: v for k, v in settings["training"].items() if k not in ("cache_gb", "recipe")}),
+                **_task(settings),
+                "risk_set": settings["survival"]["risk_set"] if settings["task"] == "survival" else None,
+                "recipe": settings["training"]["recipe"],
                 "stability_slides": settings["stability"]["slides"],
                 "seed": settings["seed"],
             }
@@ -406,7 +413,18 @@ def flags(
 def _cohort(settings: Settings) -> dict[str, Any]:
     """Give what tells slides and labels, as the commands that read them take it."""
     paths = {key: settings["paths"][key] for key in ("slides", "labels", "overrides")}
-    return {**paths, "target": settings["target"], "folds": _plan(settings).needed}
+    event = settings["survival"]["event"] if settings["task"] == "survival" else None
+    return {
+        **paths,
+        **_task(settings),
+        "target": settings["target"],
+        "event": event,
+        "folds": _plan(settings).needed,
+    }
+
+
+def _task(settings: Settings) -> dict[str, Any]:
+    return {"task": settings["task"]}
 
 
 def _prefixed(prefix: str, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from pipeline import drawing
 from pipeline.drawing import GREY, INK, PALE, TIMES, WHITE, Colour, Page
 from pipeline.wording import (
+    headline,
     label_text,
+    meaning_text,
     probability_text,
     quality_notes,
     reading_note,
@@ -88,7 +90,7 @@ class Attention:
     coords
         Top-left corners of the tiles, int32, shape (N, 2), level-0 px.
     probability
-        Class probabilities by fold, shape (F, C).
+        What each fold says: class probabilities (F, C), log hazards or numbers (F, 1).
     attributes
         The attention artefact's attributes.
     """
@@ -283,9 +285,8 @@ def draw_prediction(page: Page, attention: Attention) -> float:
     left, width = SIDEBAR
     attributes = attention.attributes
     classes, probabilities = list(attributes["classes"]), list(attributes["probabilities"])
-    predicted = attributes["predicted"]
+    predicted, value = headline(attributes)
     page.text(left, 31.2, "PREDICTION", 7.5, colour=GREY)
-    value = probability_text(probabilities[classes.index(predicted)])
     page.text(left, 38.7, predicted, 17, bold=True, width=width - 24)
     page.text(left + width, 38.7, value, 17, bold=True, anchor="rs")
     shown = sorted(sorted(range(len(classes)), key=lambda c: -probabilities[c])[:MAX_CLASSES])
@@ -298,7 +299,8 @@ def draw_prediction(page: Page, attention: Attention) -> float:
         page.text(left + width, y, probability_text(probabilities[index]), 8, anchor="rs")
         y += 4.6
     y += 1.0
-    for sentence in (spread_text(attributes, attention.probability), label_text(attributes), source_text(attributes)):
+    sentences = (meaning_text(attributes), spread_text(attributes, attention.probability), label_text(attributes))
+    for sentence in filter(None, (*sentences, source_text(attributes))):
         y = page.paragraph(left, y, sentence, 8, width=width) + 0.6
     return y
 

@@ -7,11 +7,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from asmil.bags import Bag
+from asmil.bags import Bag, FollowUp, Label
 from asmil.errors import BagError
 from pipeline import store
 from pipeline.errors import ConfigError
 from pipeline.split import Assignment
+from pipeline.tasks import CLASSIFICATION, follow_up
 
 SHARED = ("encoder", "weights_sha256", "dim", "patch_px", "target_mpp")
 """What all bags of a cohort must have in common, or their features cannot be compared."""
@@ -51,7 +52,9 @@ class StoredBags(Sequence[Bag]):
     folder
         Where the bags lie.
     classes
-        Names of the classes; a bag's label is its index.
+        Names of the classes; a bag's label is its index. Empty for another task.
+    task
+        What the rows' labels are.
     cache
         Where features are kept.
     mean, sd
@@ -65,19 +68,25 @@ class StoredBags(Sequence[Bag]):
         folder: Path,
         classes: Sequence[str],
         cache: Cache,
+        task: str = CLASSIFICATION,
         mean: NDArray[np.float32] | None = None,
         sd: NDArray[np.float32] | None = None,
     ) -> None:
         self.rows = list(rows)
         self.folder = folder
-        self.classes = list(classes)
+        self.classes, self.task = list(classes), task
         self.cache = cache
         self.mean, self.sd = mean, sd
 
     @property
-    def labels(self) -> list[int]:
-        """Class indices, known without reading a bag."""
-        return [self.classes.index(row.label) for row in self.rows]
+    def labels(self) -> list[Label]:
+        """Each bag's label, known without reading a bag."""
+        return [self._label(row) for row in self.rows]
+
+    def _label(self, row: Assignment) -> Label:
+        if self.task == CLASSIFICATION:
+            return self.classes.index(row.label)
+        return FollowUp(*follow_up(row.label)) if self.task == "survival" else float(row.label)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +99,7 @@ class StoredBags(Sequence[Bag]):
         if self.mean is not None and self.sd is not None:
             values -= self.mean  # in place: a large slide's features are not held twice
             values /= self.sd
-        return Bag(values, self.classes.index(row.label), row.slide_id)
+        return Bag(values, self._label(row), row.slide_id)
 
     def raw(self, index: int) -> NDArray[np.float16]:
         """Give a bag's features as stored, shape (N, d)."""

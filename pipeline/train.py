@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.inference import attention
 from asmil.protocol import AttentionMIL
+from asmil.recipes import build_optimizer, source_config
+from asmil.registry import MODELS
 from asmil.stability import StabilityTracker
+from asmil.tasks import Classification, Regression, SurvivalTask, Task
 from asmil.training import FitConfig, FitResult, Trainer
 from pipeline import checkpoint, store
 from pipeline.errors import ConfigError
 from pipeline.model_folder import ModelFolder, build_model
 from pipeline.split import Assignment, read_splits
 from pipeline.stored_bags import Cache, StoredBags, common_attributes, standardisation
+from pipeline.tasks import CLASSIFICATION
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +51,13 @@ STABILITY_COLUMNS = (
     "effective_patches",
     "top10_mass",
     "learning_rate",
-    "cross_entropy",
-    "validation_cross_entropy",
 )
+"""Then come the task's loss and that on the validation slides, as `cross_entropy`."""
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """The bags of one fold and what they have in common."""
+    """The bags of one fold and what they have in common; `classes` is empty where no class is learned."""
 
     classes: list[str]
     shared: dict[str, Any]
@@ -62,7 +65,7 @@ class FoldData:
     validation: StoredBags
 
 
-def load_fold(rows: Sequence[Assignment], *, folder: Path, cache_gb: float) -> FoldData:
+def load_fold(rows: Sequence[Assignment], *, folder: Path, cache_gb: float, task: str = CLASSIFICATION) -> FoldData:
     """Open the bags of one fold, standardised by those of its training part if their encoder wishes it.
 
     Raises
@@ -70,14 +73,14 @@ def load_fold(rows: Sequence[Assignment], *, folder: Path, cache_gb: float) -> F
     BagError
         If two bags were not made alike, or one of the training part spoils the standardisation.
     """
-    classes = sorted({row.label for row in rows})
+    classes = sorted({row.label for row in rows}) if task == CLASSIFICATION else []
     shared = common_attributes([row.slide_id for row in rows], folder)
     cache = Cache(int(cache_gb * 2**30))
     train, validation = (
-        StoredBags([row for row in rows if row.role == role], folder=folder, classes=classes, cache=cache)
+        StoredBags([row for row in rows if row.role == role], folder=folder, classes=classes, cache=cache, task=task)
         for role in ("train", "validation")
     )
-    if missing := sorted(set(classes) - {row.label for row in train.rows}):
+    if task == CLASSIFICATION and (missing := sorted(set(classes) - {row.label for row in train.rows})):
         log.warning("no training slide of class %s; this fold's model cannot learn it", ", ".join(missing))
     if shared["standardise"]:
         train.mean, train.sd = validation.mean, validation.sd = standardisation(train)
@@ -144,6 +147,9 @@ def run(
     model_options: dict[str, Any],
     anchor: AnchorConfig,
     training: FitConfig,
+    task: str = CLASSIFICATION,
+    risk_set: int = 16,
+    recipe: Literal["shared", "source"] = "shared",
     stability_slides: int = 8,
     cache_gb: float = 4.0,
     seed: int,
@@ -163,6 +169,12 @@ def run(
         Name of the model, and its own options.
     anchor, training
         Options of the anchor and of the training.
+    task, risk_set
+        What is learned of the labels, and for `survival` the slides that are compared in an optimizer step.
+    recipe
+        `shared` trains by `training`; `source` as the model's source does (`asmil.registry.MODELS`): its optimizer,
+        learning rate, weight decay, schedule, epochs, patience, slides a step and model options take the place of
+        those given.
     stability_slides
         Validation slides on which attention is followed from epoch to epoch; 0 follows none.
     cache_gb
@@ -182,26 +194,41 @@ def run(
     rows = [row for row in read_splits(splits) if row.fold == fold]
     if not rows:
         raise ConfigError(f"{splits} has no fold {fold}; run the workflow again")
-    options = {"seed": seed, "anchor": asdict(anchor), **asdict(training)}
+    if recipe == "source" and model in MODELS:
+        kept = {key: getattr(training, key) for key in ("gradient_clip", "class_weights", "precision")}
+        training, model_options = source_config(model, **kept), {**model_options, **MODELS[model].source_options}
+    options = {"seed": seed, "anchor": asdict(anchor), "recipe": recipe, **asdict(training)}
+    if task == "survival":
+        options["risk_set"] = risk_set
     digest = checkpoint.run_digest(
         {
             "model": [model, model_options],
             "options": options,
             "device": device,
+            "task": task,
             "rows": [asdict(row) for row in rows],
             "stability_slides": stability_slides,
         },
         [bags / f"{row.slide_id}.zarr.zip" for row in rows],
     )
-    data = load_fold(rows, folder=bags, cache_gb=cache_gb)
+    data = load_fold(rows, folder=bags, cache_gb=cache_gb, task=task)
     start = time.perf_counter()
     network = build_model(
-        model, d_in=data.shared["dim"], classes=len(data.classes), options=model_options, seed=seed + fold
+        model, d_in=data.shared["dim"], classes=len(data.classes) or 1, options=model_options, seed=seed + fold
     )
     regularizer = None if anchor.mode == "none" else AnchorRegularizer(network, anchor, seed=seed + fold + ANCHOR_SEED)
     trainer = Trainer(
-        network, data.train, data.validation, anchor=regularizer, config=training, seed=seed + fold, device=device
+        network,
+        data.train,
+        data.validation,
+        anchor=regularizer,
+        config=training,
+        task=_task(task, risk_set=risk_set),
+        seed=seed + fold,
+        device=device,
     )
+    if recipe == "source":
+        trainer.optimizer = build_optimizer(network, MODELS[model].recipe)
     panel = choose_panel(data.validation, slides=stability_slides)
     fold_run = FoldRun(trainer, data.validation, panel=panel, folder=folder, digest=digest)
     result = fold_run.run()
@@ -229,10 +256,20 @@ def run(
         ),
         mean=data.train.mean,
         sd=data.train.sd,
+        task=task,
+        scale=result.scale,
     ).write(folder, result)
     store.write_text(folder / "history.csv", history_table(result.history))
-    store.write_text(folder / "stability.csv", stability_table(fold_run.stability.rows, result.history))
+    store.write_text(
+        folder / "stability.csv", stability_table(fold_run.stability.rows, result.history, loss=trainer.task.loss_name)
+    )
     checkpoint.remove(folder)
+
+
+def _task(name: str, *, risk_set: int) -> Task:
+    if name == "survival":
+        return SurvivalTask(risk_set=risk_set)
+    return Regression() if name == "regression" else Classification()
 
 
 def history_table(history: Sequence[Mapping[str, float]]) -> str:
@@ -241,13 +278,13 @@ def history_table(history: Sequence[Mapping[str, float]]) -> str:
     return _table(columns, history)
 
 
-def stability_table(rows: Sequence[Mapping[str, float]], history: Sequence[Mapping[str, float]]) -> str:
-    """Give the attention's movement as CSV, a row an epoch, beside its learning rate and cross-entropies.
+def stability_table(rows: Sequence[Mapping[str, float]], history: Sequence[Mapping[str, float]], *, loss: str) -> str:
+    """Give the attention's movement as CSV, a row an epoch, beside its learning rate and its losses, named `loss`.
 
     A cell is empty where there is no epoch so long ago, or a measure is not defined.
     """
     of_epoch = {entry["epoch"]: entry for entry in history}
-    return _table(STABILITY_COLUMNS, [{**of_epoch[row["epoch"]], **row} for row in rows])
+    return _table([*STABILITY_COLUMNS, loss, f"validation_{loss}"], [{**of_epoch[row["epoch"]], **row} for row in rows])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -> str:

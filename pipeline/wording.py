@@ -1,5 +1,6 @@
 """The sentences on a slide's page."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.drawing import TIMES
+from pipeline.tasks import CLASSIFICATION, follow_up, task_of
 
 MPP_SOURCES = {
     "properties": "from the slide's properties",
@@ -32,8 +34,33 @@ def probability_text(probability: float) -> str:
     return "> 0.99" if probability > 0.995 else "< 0.01" if probability < 0.005 else f"{probability:.2f}"
 
 
-def spread_text(attributes: Mapping[str, Any], probability: NDArray[np.floating]) -> str:
-    """Say how far the models of the folds, class probabilities [F, C], agree on the predicted class."""
+def headline(attributes: Mapping[str, Any]) -> tuple[str, str]:
+    """Give a prediction in two words: the class and its probability; the risk and its hazard ratio; the number."""
+    if task_of(attributes) == CLASSIFICATION:
+        chosen = list(attributes["classes"]).index(attributes["predicted"])
+        return attributes["predicted"], probability_text(attributes["probabilities"][chosen])
+    if task_of(attributes) == "survival":
+        return attributes["predicted"], f"hazard {times_text(math.exp(attributes['value']))}{TIMES}"
+    return attributes["predicted"], ""
+
+
+def meaning_text(attributes: Mapping[str, Any]) -> str:
+    """Say what a predicted risk or number is relative to; empty for a class."""
+    if task_of(attributes) == CLASSIFICATION:
+        return ""
+    if task_of(attributes) == "survival":
+        return (
+            "Hazard relative to the median slide the models were trained on "
+            f"(log hazard {attributes['value']:+.2f}); above it is high risk. Not a probability or a time."
+        )
+    return "Predicted number, in the unit of the labels."
+
+
+def spread_text(attributes: Mapping[str, Any], values: NDArray[np.floating]) -> str:
+    """Say how far the models of the folds agree: class probabilities [F, C], log hazards or numbers [F, 1]."""
+    if task_of(attributes) != CLASSIFICATION:
+        return _outcome_spread(attributes, values[:, 0])
+    probability = values
     chosen = list(attributes["classes"]).index(attributes["predicted"])
     models = probability.shape[0]
     if models < 2:
@@ -46,11 +73,27 @@ def spread_text(attributes: Mapping[str, Any], probability: NDArray[np.floating]
     )
 
 
+def _outcome_spread(attributes: Mapping[str, Any], values: NDArray[np.floating]) -> str:
+    if len(values) < 2:
+        return "Spread over the folds: none (one model)."
+    of = "log hazard " if task_of(attributes) == "survival" else ""
+    spread = f"{of}sd {attributes['fold_spread']:.3g}, range {values.min():.3g} to {values.max():.3g}"
+    if task_of(attributes) == "regression":
+        return f"Spread over the folds: {spread}."
+    alike = int(((values > 0) == (attributes["value"] > 0)).sum())
+    return f"Spread over the folds: {spread}; {alike} of {len(values)} models say {attributes['predicted']}."
+
+
 def label_text(attributes: Mapping[str, Any]) -> str:
     """Say what the label is, and whether the prediction agrees."""
     label = attributes.get("label")
     if label is None:
         return "Label: none."
+    if task_of(attributes) == "survival":
+        time, event = follow_up(label)
+        return f"Label: event at {time:g}." if event else f"Label: no event until {time:g}, when last seen."
+    if task_of(attributes) == "regression":
+        return f"Label: {label} (prediction {attributes['value'] - float(label):+.3g})."
     return f"Label: {label} ({'prediction agrees' if label == attributes['predicted'] else 'PREDICTION DIFFERS'})."
 
 

@@ -106,7 +106,7 @@ def test_fold_leaves_a_model_its_history_and_its_stability_and_no_checkpoint(fol
     assert found == ["anchor.safetensors", "history.csv", "model.json", "stability.csv", "weights.safetensors"]
     rows = table(folder / "stability.csv")
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 8)]
-    assert tuple(rows[0]) == train.STABILITY_COLUMNS
+    assert tuple(rows[0]) == (*train.STABILITY_COLUMNS, "cross_entropy", "validation_cross_entropy")
     assert rows[0]["jsd_lag1"] == rows[4]["jsd_lag5"] == ""
     assert 0 < float(rows[5]["jsd_lag5"]) < 1
     assert {row["slides"] for row in rows} == {"2"}
