@@ -206,7 +206,7 @@ def warnings(cohort: Cohort) -> list[str]:
     """Give a sentence for everything that looks odd about a cohort before any slide is opened."""
     from pipeline import confounding
 
-    found = confounding.measure(cohort.labels) if settings["task"] == tasks.CLASSIFICATION else None
+    found = confounding.measure(cohort.labels) if cohort.classes else None
     return [*cohort.warnings, *([found.warning] if found and found.warning else [])]
 
 
