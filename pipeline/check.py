@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline import store
 from pipeline.cohort import Cohort, Drawn, Label, Override
 from pipeline.cohort_summary import summarise
-from pipeline.cohort_table import CohortRow, write_cohort
+from pipeline.cohort_table import CohortRow, complete, write_cohort
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
 from pipeline.forecast import Forecast, Work, forecast
@@ -94,8 +94,9 @@ def run(
     mpp_from_objective: bool,
     threads: int,
     work: Work,
+    tiles: Path | None = None,
 ) -> list[CohortRow]:
-    """Open every slide once, in parallel, write `cohort.tsv` and a summary, and log the summary.
+    """Open every slide once, in parallel, write the cohort table and a summary, and log the summary.
 
     Parameters
     ----------
@@ -111,11 +112,13 @@ def run(
         Slides opened at a time.
     work
         What will be asked of each slide, for the forecast.
+    tiles
+        Folder of the tiles artefacts of an earlier run, which complete the table.
     """
     start = time.perf_counter()
     rows = look(cohort, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective, threads=threads)
     seconds = time.perf_counter() - start
-    write_cohort(output, rows)
+    write_cohort(output, rows if tiles is None else complete(rows, tiles))
     areas = {row.slide_id: float(row.area_mm2) for row in rows if row.status == store.OK}
     overrides = {
         # as the row resolved it, whether by override, default or objective

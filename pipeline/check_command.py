@@ -53,6 +53,7 @@ def check(
     max_tiles: Annotated[int | None, Option(min=1, help="Most tiles of a slide.")] = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
+    tiles: Annotated[Path | None, Option(help="Folder of tiles whose quality completes the table.")] = None,
     threads: Threads = 1,
 ) -> None:
     """Open every slide's header, write the cohort table and say what to mend; without options, by config.yaml."""
@@ -80,12 +81,25 @@ def check(
         default_mpp=default_mpp,
         mpp_from_objective=mpp_from_objective,
         threads=threads,
+        tiles=tiles,
         work=Work(patch_px=patch_px, mpp=target_mpp, overlap=overlap, encoder=encoder, max_tiles=max_tiles),
     )
     # last, so that the table and the summary are there whatever else must be mended
     if found.problem:
         raise ConfigError(found.problem)
     encoders.check_weights(encoder, folder=weights_folder, weights=weights)
+
+
+def cohort(
+    *,
+    checked: Annotated[Path, Option(help="Table that check wrote.")],
+    tiles: Annotated[Path, Option(help="Folder of the tiles.")],
+    cohort: Annotated[Path, Option(help="Table to write.")],
+) -> None:
+    """Complete the table that check wrote with the quality of each slide's tiles."""
+    from pipeline.cohort_table import complete, read_cohort, write_cohort
+
+    write_cohort(cohort, complete(read_cohort(checked), tiles))
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -110,8 +124,8 @@ def completed(arguments: Sequence[str]) -> list[str]:
             config = _merged(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
     results = Path(checked["paths"]["results"])
-    outputs = {"--cohort": results / "cohort.tsv", "--summary": results / "check.txt", "--threads": THREADS}
-    written = [str(part) for pair in outputs.items() for part in pair]
+    files = {"--cohort": results / "cohort.tsv", "--summary": results / "check.txt", "--tiles": results / "tiles"}
+    written = ["--threads", str(THREADS), *(str(part) for pair in files.items() for part in pair)]
     return ["check", *shlex.split(settings.flags(checked, "check")), *written]
 
 

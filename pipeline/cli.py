@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(check_command.check)
+app.command()(check_command.cohort)
 add_slide_commands(app)
 add_model_commands(app)
 add_encoder_commands(app)

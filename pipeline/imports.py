@@ -194,6 +194,7 @@ def write_artefacts(found: Imported, *, slide: Slide, slide_id: str, encoder: st
         "realised_mpp": mpp,
         "patch_level0_px": edge,
         "stride_level0_px": _stride(found.coords, edge),
+        "tiles": len(found.coords),
         "tissue_area_mm2": len(found.coords) * edge**2 * slide.mpp_x * slide.mpp_y / 1e6,
         "parameters": {"imported": found.layout},
     }

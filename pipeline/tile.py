@@ -40,6 +40,8 @@ class Tiling:
         Share of each tile that is tissue, pen, blur (out of focus) and fold, float32 [N] each.
     excluded
         Corners, int32 [M, 2], of the tiles that were left out, by the first flag that says so: pen, blur, fold.
+    flagged
+        Mean share of pen, blur and fold over all tiles on tissue, those left out included.
     plan
         How the patches are read.
     stride_level0_px
@@ -53,6 +55,7 @@ class Tiling:
     coords: NDArray[np.int32]
     shares: dict[str, NDArray[np.float32]]
     excluded: dict[str, NDArray[np.int32]]
+    flagged: dict[str, float]
     plan: ReadPlan
     stride_level0_px: float
     mask: NDArray[np.bool_]
@@ -125,6 +128,7 @@ def tile_slide(
     shares["blur"] = sample_blur(
         coords, stride_px=stride_px, limit=quality.max_blur, windows=_focus_windows(slide, coords, plan)
     )
+    flagged = {name: float(values.mean()) for name, values in shares.items() if name != "tissue"}
     good, excluded = exclude(coords, shares, quality)
     if not good.any():
         counts = ", ".join(f"{len(found)} by {name}" for name, found in excluded.items() if len(found))
@@ -137,7 +141,7 @@ def tile_slide(
         slide.warnings.append(f"{max_tiles} of {len(kept)} tiles were kept (tiling.max_tiles)")
         kept = np.sort(np.random.default_rng(0).choice(kept, max_tiles, replace=False))
     shares = {name: values[kept] for name, values in shares.items()}
-    return Tiling(coords[kept], shares, excluded, plan, stride_px, mask, downsample, roi)
+    return Tiling(coords[kept], shares, excluded, flagged, plan, stride_px, mask, downsample, roi)
 
 
 def exclude(
@@ -355,6 +359,8 @@ def _tiling_attributes(slide: Slide, tiling: Tiling) -> dict[str, Any]:
         "read_px": tiling.plan.read_px,
         "patch_level0_px": tiling.plan.patch_level0_px,
         "stride_level0_px": tiling.stride_level0_px,
+        "tiles": len(tiling.coords),
+        "flagged": tiling.flagged,
         "excluded": {name: len(coords) for name, coords in tiling.excluded.items()},
         "tissue_area_mm2": tiling.tissue_area_level0_px * slide.mpp_x * slide.mpp_y / 1e6,
     }

@@ -9,6 +9,7 @@ import yaml
 from pipeline import check, check_command, cli, cohort, store
 from pipeline.cohort_table import CohortRow, read_cohort
 from pipeline.errors import ConfigError
+from pipeline.fingerprint import fingerprint
 from pipeline.forecast import Work
 from pipeline.quality import QualityOptions
 from pipeline.tile import run as tile_run
@@ -121,6 +122,36 @@ def test_the_forecast_is_near_what_tiling_gives(folder: Path) -> None:
     assert int(words.split()[1].replace(",", "")) == pytest.approx(patches, rel=0.15)
     assert "texture encodes" in text
     assert "training is not included" in text
+
+
+def test_the_table_sums_up_what_tiling_found(folder: Path) -> None:
+    raw, tiles = folder / "data" / "raw", folder / "tiles"
+    for name, quality in (("a", QualityOptions(max_blur=1)), ("b", QualityOptions(max_blur=0.0)), ("c", None)):
+        tile_run(
+            raw / f"{name}.svs",
+            slide_id=name,
+            fingerprint=fingerprint(raw / f"{name}.svs"),
+            tiles=tiles / f"{name}.zarr.zip",
+            tissue=tiles / "tissue.geojson",
+            preview=tiles / "preview.jpg",
+            patch_px=64,
+            target_mpp=0.5,
+            overlap=0,
+            min_tissue=0.5,
+            tissue_options=TissueOptions(),
+            quality=quality or QualityOptions(max_blur=1),
+        )
+    write_svs(raw / "c.svs", slide_with_tissue(1000, 1600, box=BOX, seed=9))  # another file than was tiled
+    rows, _ = look(folder, tiles=tiles)
+    stored = store.read(tiles / "a.zarr.zip")
+    a, b = rows["a"], rows["b"]
+    assert int(a.tiles) == len(stored.arrays["coords"])
+    assert (a.left_out_pen, a.left_out_blur, a.left_out_fold) == ("0", "0", "0")
+    assert float(a.blur) == pytest.approx(stored.arrays["blur"].mean(), rel=1e-3)
+    assert float(a.tissue_mm2) == pytest.approx(1024 * 512 * 0.25e-6, rel=0.07)
+    assert (b.tiles, b.status, a.not_tiled) == ("0", "ok", "")
+    assert "spoilt" in b.not_tiled
+    assert (rows["c"].tiles, rows["d"].tiles, rows["c"].pen) == ("", "", "")
 
 
 def test_the_forecast_heeds_the_most_tiles_of_a_slide(folder: Path) -> None:

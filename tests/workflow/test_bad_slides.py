@@ -36,7 +36,7 @@ def test_a_broken_slide_is_quarantined_and_once_repaired_runs_alone(finished: St
     broken.write_bytes(content)
     ran = finished.run()
     assert ran.code == 0, ran.output
-    assert ran.jobs == {"check": 1, "tile": 1, "embed": 1, "predict": 1, "heatmap": 1, "report": 1}
+    assert ran.jobs == {"check": 1, "tile": 1, "cohort": 1, "embed": 1, "predict": 1, "heatmap": 1, "report": 1}
     assert quarantine(finished) == {}
 
 

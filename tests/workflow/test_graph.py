@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from pipeline import store
 from tests.workflow.conftest import ROOT, Ran, Study
 
 pytestmark = pytest.mark.slow
@@ -25,6 +26,7 @@ def test_one_command_makes_every_picture_and_report(finished_run: tuple[Study, R
     assert ran.code == 0, ran.output
     assert ran.jobs == {
         "check": 1,
+        "cohort": 1,
         "split": 1,
         "train": 2,
         "report": 1,
@@ -37,6 +39,18 @@ def test_one_command_makes_every_picture_and_report(finished_run: tuple[Study, R
     assert {row["source"] for slide, row in found.items() if slide != "new.ü"} == {"out_of_fold"}
     metrics = json.loads((study.folder / "reports" / "metrics.json").read_text())
     assert set(metrics["pooled"]["auroc"]) == {"value", "low", "high"}
+
+
+def test_the_cohort_table_sums_up_the_tiles_of_every_slide(finished_run: tuple[Study, Ran]) -> None:
+    results = finished_run[0].folder / "results"
+    with (results / "cohort.tsv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    assert len(rows) == SLIDES
+    for row in rows:
+        coords = store.read(results / "tiles" / f"{row['slide_id']}.zarr.zip", names=("coords",)).arrays["coords"]
+        assert int(row["tiles"]) == len(coords) > 0
+        assert 0 <= float(row["blur"]) <= 1
+        assert int(row["left_out_pen"]) == 0
 
 
 def test_the_closing_words_say_what_was_done_and_where_to_look(finished_run: tuple[Study, Ran]) -> None:
@@ -68,7 +82,7 @@ def test_a_new_unlabelled_slide_trains_nothing_and_gets_its_picture(finished: St
     finished.add_slide("later", seed=40)
     ran = finished.run()
     assert ran.code == 0, ran.output
-    assert ran.jobs == {"check": 1, "report": 1, **dict.fromkeys(PER_SLIDE, 1)}
+    assert ran.jobs == {"check": 1, "cohort": 1, "report": 1, **dict.fromkeys(PER_SLIDE, 1)}
     assert (finished.folder / "reports" / "heatmaps" / "later.png").exists()
     assert predictions(finished)["later"]["source"] == "ensemble"
 
@@ -103,7 +117,7 @@ def test_a_colour_map_change_redraws_only(finished: Study) -> None:
 
 def test_a_changed_tissue_setting_rebuilds_what_depends_on_it(finished: Study) -> None:
     finished.configure(tissue={"min_area_mm2": 0.002})
-    assert finished.plan() == {"split": 1, "train": 2, "report": 1, **dict.fromkeys(PER_SLIDE, SLIDES)}
+    assert finished.plan() == {"cohort": 1, "split": 1, "train": 2, "report": 1, **dict.fromkeys(PER_SLIDE, SLIDES)}
 
 
 def test_a_changed_training_setting_embeds_nothing(finished: Study) -> None:
@@ -126,7 +140,7 @@ def test_another_mpp_for_one_slide_tiles_that_slide_alone(finished: Study) -> No
 def test_a_removed_slide_leaves_the_report(finished: Study) -> None:
     (finished.raw / "new.ü.svs").unlink()
     ran = finished.run()
-    assert ran.jobs == {"check": 1, "report": 1}
+    assert ran.jobs == {"check": 1, "cohort": 1, "report": 1}
     assert "new.ü" not in predictions(finished)
 
 
@@ -151,7 +165,7 @@ def test_no_command_line_grows_with_the_cohort(fresh: Study) -> None:
     """`bash -c` takes 128 KiB, which 3,000 slides would exceed."""
     planned = fresh.run("--dry-run", "--printshellcmds").output
     commands = [line for line in planned.splitlines() if "python -m pipeline" in line]
-    assert len(commands) == 4 * SLIDES + 5
+    assert len(commands) == 4 * SLIDES + 6
     assert all(sum(f"slide {index}" in command for index in range(6)) <= 1 for command in commands)
 
 

@@ -11,7 +11,7 @@ from tests.workflow.conftest import SIDE_PX, Study
 
 pytestmark = pytest.mark.slow
 
-ONE_SLIDE = {"check": 1, "tile": 1, "embed": 1, "predict": 1, "heatmap": 1, "report": 1}
+ONE_SLIDE = {"check": 1, "tile": 1, "cohort": 1, "embed": 1, "predict": 1, "heatmap": 1, "report": 1}
 RUN_AGAIN = {name: count for name, count in ONE_SLIDE.items() if name != "check"}
 
 
@@ -47,7 +47,7 @@ def test_overrides_do_what_they_say(finished: Study) -> None:
     overrides.write_text("slide_id,mpp,skip,note\nnew.ü,,true,smeared\n", encoding="utf-8")
     ran = finished.run()
     assert ran.code == 0, ran.output
-    assert ran.jobs == {"check": 1, "report": 1}
+    assert ran.jobs == {"check": 1, "cohort": 1, "report": 1}
     assert "new.ü" not in cohort_table(finished)
     assert "new.ü: smeared" in (finished.folder / "results" / "check.txt").read_text(encoding="utf-8")
 

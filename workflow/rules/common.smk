@@ -77,6 +77,11 @@ def heatmaps():
     return [REPORTS / "heatmaps" / f"{slide}.png" for slide in COHORT.slides]
 
 
+def tiles_of_all():
+    """Give the tiles of every slide."""
+    return [RESULTS / "tiles" / f"{slide}.zarr.zip" for slide in COHORT.slides]
+
+
 def geojsons():
     """Give the squares for QuPath of every slide."""
     return [RESULTS / "attention" / f"{slide}.geojson" for slide in COHORT.slides]

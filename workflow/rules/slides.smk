@@ -5,7 +5,7 @@ rule check:
     input:
         labels=ancient(SETTINGS["paths"]["labels"]),
     output:
-        cohort=RESULTS / "cohort.tsv",
+        checked=RESULTS / "check.tsv",
         summary=RESULTS / "check.txt",
     log:
         RESULTS / "logs" / "check.log",
@@ -20,7 +20,7 @@ rule check:
         cohort=cohort_digest,
         flags=flags("check"),
     shell:
-        "python -m pipeline check --cohort {output.cohort:q} --summary {output.summary:q} --threads {threads}"
+        "python -m pipeline check --cohort {output.checked:q} --summary {output.summary:q} --threads {threads}"
         " {params.flags} 2> {log:q}"
 
 
@@ -44,6 +44,23 @@ rule tile:
     shell:
         "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
         " --tissue {output.tissue:q} --preview {output.preview:q} {params.flags} 2> {log:q}"
+
+
+rule cohort:
+    input:
+        checked=RESULTS / "check.tsv",
+        tiles=tiles_of_all(),
+    output:
+        cohort=RESULTS / "cohort.tsv",
+    log:
+        RESULTS / "logs" / "cohort.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    params:
+        folder=RESULTS / "tiles",
+    shell:
+        "python -m pipeline cohort --checked {input.checked:q} --tiles {params.folder:q} --cohort {output.cohort:q}"
+        " 2> {log:q}"
 
 
 rule embed:
