@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import store
+from pipeline import outcomes, store
 from pipeline.errors import ArtefactError
 from pipeline.evaluation import SlideResult, figures_of, pooled_arrays
 from pipeline.split import read_splits
@@ -29,7 +29,8 @@ def run(*, splits: Path, bags: Path, models: Path, predictions: Path, device: st
     models
         The folder with a `fold-{k}` for each fold.
     predictions
-        CSV to write: slide_id, folds (which models, separated by spaces), probability_<class> (their mean).
+        CSV to write: slide_id, folds (which models, separated by spaces), probability_<class> (their mean); where no
+        class was learned, `values` (each model's risk or number, separated by spaces) instead.
     device
         `cpu` or `cuda`.
 
@@ -55,12 +56,15 @@ def run(*, splits: Path, bags: Path, models: Path, predictions: Path, device: st
                 bag = store.read(bags / f"{row.slide_id}.zarr.zip", ["features"])
                 description.check_bag(bag.attributes, folder=folder)
                 features = description.standardised(bag.arrays["features"])
-                found[row.slide_id][fold] = predict(model, features, device=device, name=row.slide_id).probabilities
+                one = predict(model, features, device=device, name=row.slide_id)
+                centre, spread = description.scale
+                found[row.slide_id][fold] = one.probabilities if classes else centre + spread * one.logits
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["slide_id", "folds", *(f"probability_{name}" for name in classes)])
+    writer.writerow(["slide_id", "folds", *([f"probability_{name}" for name in classes] or ["values"])])
     for slide_id, by_fold in sorted(found.items()):
-        mean: list[float] = np.stack(list(by_fold.values())).astype(np.float64).mean(axis=0).tolist()
+        rows_of = np.stack(list(by_fold.values())).astype(np.float64)
+        mean: list[Any] = rows_of.mean(axis=0).tolist() if classes else [" ".join(map(repr, rows_of[:, 0].tolist()))]
         writer.writerow([slide_id, " ".join(map(str, by_fold)), *mean])
     store.write_text(predictions, buffer.getvalue())
     log.info("%s: %d slides predicted", predictions, len(found))
@@ -109,6 +113,8 @@ def figures(
     used = [slide for slide in slides if slide.counts]
     if not used:
         return {}
+    if not metrics["classes"]:
+        return _outcome_figures(used, metrics, models=models, folder=folder)
     found = {models[0]: metrics["pooled"]}
     labels, _ = pooled_arrays(used, metrics["classes"])
     patients, interval = [slide.patient_id for slide in used], metrics["interval"]
@@ -118,5 +124,27 @@ def figures(
         )
         found[name] = figures_of(
             labels, probabilities, patients, resamples=interval["resamples"], seed=interval["seed"]
+        )
+    return found
+
+
+def _outcome_figures(
+    used: Sequence[SlideResult], metrics: Mapping[str, Any], *, models: Sequence[str], folder: Path
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Give the figures of models of a risk or a number, as `figures` does."""
+    interval = metrics["interval"]
+    found = {models[0]: metrics["pooled"]}
+    for name in models[1:]:
+        path = folder / name / "predictions.csv"
+        with path.open(encoding="utf-8", newline="") as handle:
+            rows = {row["slide_id"]: row for row in csv.DictReader(handle)}
+        if missing := [slide.slide_id for slide in used if "values" not in rows.get(slide.slide_id, {})]:
+            raise ArtefactError(f"{path} has no prediction of {missing[0]}; delete it and run the workflow again")
+        found[name] = outcomes.pooled(
+            [outcomes.judged_by(slide, rows[slide.slide_id]) for slide in used],
+            task=metrics["task"],
+            resamples=interval["resamples"],
+            level=interval["level"],
+            seed=interval["seed"],
         )
     return found

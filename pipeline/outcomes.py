@@ -6,6 +6,7 @@ typical. Risks of two models have no common zero, so concordance is counted over
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def evaluate(
     return {
         "task": task,
         "pooled": pooled(used, task=task, **options) if used else {},
-        "folds": [_fold(used, splits, fold, task=task) for fold in sorted({f for s in used for f in _folds(s)})],
+        "folds": [_fold(used, splits, fold, task=task) for fold in sorted({f for s in used for f in folds_of(s)})],
         "classes": [],
         "confusion": [],
         "n_slides": len(used),
@@ -152,7 +153,9 @@ def patient_risks(
     labels: dict[str, str] = {}
     for slide in used:
         labels[slide.patient_id] = slide.label
-        for fold, value in zip(_folds(slide), slide.prediction.by_fold[:, 0] if slide.prediction else (), strict=True):
+        for fold, value in zip(
+            folds_of(slide), slide.prediction.by_fold[:, 0] if slide.prediction else (), strict=True
+        ):
             found.setdefault((slide.patient_id, fold), []).append(float(value))
     follow_ups = [follow_up(labels[patient]) for patient, _ in found]
     return (
@@ -177,7 +180,21 @@ def _by_patient(used: "Sequence[SlideResult]") -> list[str]:
     return list({slide.patient_id: slide.label for slide in used}.values())
 
 
-def _folds(slide: "SlideResult") -> tuple[int, ...]:
+def judged_by(slide: "SlideResult", row: Mapping[str, str]) -> "SlideResult":
+    """Give a slide with another model's predictions, from a row of what `compare` wrote."""
+    assert slide.prediction is not None
+    values = np.array([float(value) for value in row["values"].split()])
+    other = replace(
+        slide.prediction,
+        folds=tuple(int(fold) for fold in row["folds"].split()),
+        by_fold=values[:, None],
+        value=float(values.mean()),
+    )
+    return replace(slide, prediction=other)
+
+
+def folds_of(slide: "SlideResult") -> tuple[int, ...]:
+    """Give the models that judged a slide."""
     return slide.prediction.folds if slide.prediction else ()
 
 
@@ -186,7 +203,7 @@ def _fold(
 ) -> dict[str, Any]:
     from asmil import outcome_metrics
 
-    tested = [slide for slide in used if fold in _folds(slide)]
+    tested = [slide for slide in used if fold in folds_of(slide)]
     if task == "survival":
         risk, time, event, _, folds = patient_risks(tested)
         own = folds == fold
