@@ -12,13 +12,13 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from asmil.errors import BagError, TrainingError
-from pipeline import check_command
+from pipeline import check_command, isolation, running
 from pipeline.cli_encoders import add_encoder_commands
 from pipeline.cli_models import add_model_commands
 from pipeline.cli_slides import add_slide_commands
-from pipeline.errors import PipelineError
-from pipeline.options import DefaultMpp, Mpp, MppFromObjective, Seed, SlideFile
+from pipeline.endings import exit_code
+from pipeline.errors import SlideError
+from pipeline.options import STALLED_AFTER_S, DefaultMpp, Mpp, MppFromObjective, Seed, SlideFile, StalledAfter
 
 app = typer.Typer(
     name="python -m pipeline",
@@ -49,23 +49,29 @@ def heatmap(
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
+    stalled_after_s: StalledAfter = STALLED_AFTER_S,
 ) -> None:
     """Draw the attention of one slide."""
-    from pipeline import heatmap as stage
 
-    stage.run(
-        slide,
-        attention=attention,
-        png=png,
-        geojson=geojson,
-        colormap=colormap,
-        opacity=opacity,
-        top_patches=top_patches,
-        width_px=width_px,
-        mpp=mpp,
-        default_mpp=default_mpp,
-        mpp_from_objective=mpp_from_objective,
-    )
+    def work(unreadable: SlideError | None = None) -> None:
+        from pipeline import heatmap as stage
+
+        stage.run(
+            slide,
+            attention=attention,
+            png=png,
+            geojson=geojson,
+            colormap=colormap,
+            opacity=opacity,
+            top_patches=top_patches,
+            width_px=width_px,
+            mpp=mpp,
+            default_mpp=default_mpp,
+            mpp_from_objective=mpp_from_objective,
+            unreadable=unreadable,
+        )
+
+    isolation.run(work, stalled_after_s=stalled_after_s, quarantine=work)
 
 
 @app.command()
@@ -126,7 +132,6 @@ def demo(
 def main() -> None:
     """Run a command; an error in the input ends it with one sentence and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        app(check_command.completed(sys.argv[1:]))
-    except (PipelineError, BagError, TrainingError) as error:
-        sys.exit(f"Error: {error}")
+    running.join()
+    isolation.enable()
+    sys.exit(exit_code(lambda: app(check_command.completed(sys.argv[1:]))))

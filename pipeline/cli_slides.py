@@ -7,8 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from pipeline import isolation
 from pipeline.cli_encoders import Stain
+from pipeline.errors import SlideError
 from pipeline.options import (
+    STALLED_AFTER_S,
     DefaultMpp,
     Gpus,
     Mpp,
@@ -17,6 +20,7 @@ from pipeline.options import (
     PatchPx,
     SlideFile,
     SlideId,
+    StalledAfter,
     TargetMpp,
     Threads,
     Weights,
@@ -64,41 +68,61 @@ def tile(
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
+    stalled_after_s: StalledAfter = STALLED_AFTER_S,
 ) -> None:
     """Find the tissue of one slide and place tiles on it."""
-    from pipeline import tile as stage
-    from pipeline.cohort import Drawn
-    from pipeline.fingerprint import fingerprint
-    from pipeline.quality import QualityOptions
-    from pipeline.tissue import TissueOptions
 
-    stage.run(
-        slide,
-        slide_id=slide_id,
-        fingerprint=fingerprint(slide),
-        tiles=tiles,
-        tissue=tissue,
-        preview=preview,
-        patch_px=patch_px,
-        target_mpp=target_mpp,
-        overlap=overlap,
-        min_tissue=min_tissue,
-        max_tiles=max_tiles,
-        tissue_options=TissueOptions(
-            method=tissue_method.value,
-            threshold=tissue_threshold,
-            mpp=tissue_mpp,
-            min_area_mm2=tissue_min_area_mm2,
-            min_hole_mm2=tissue_min_hole_mm2,
-            exclude_pen=tissue_exclude_pen,
-        ),
-        quality=QualityOptions(max_pen=max_pen, max_blur=max_blur, max_fold=max_fold),
-        drawn=Drawn(tissue=drawn_tissue, roi=roi),
-        mpp=mpp,
-        default_mpp=default_mpp,
-        mpp_from_objective=mpp_from_objective,
-        parameters=_recorded(context),
-    )
+    def work() -> None:
+        from pipeline import tile as stage
+        from pipeline.cohort import Drawn
+        from pipeline.fingerprint import fingerprint
+        from pipeline.quality import QualityOptions
+        from pipeline.tissue import TissueOptions
+
+        stage.run(
+            slide,
+            slide_id=slide_id,
+            fingerprint=fingerprint(slide),
+            tiles=tiles,
+            tissue=tissue,
+            preview=preview,
+            patch_px=patch_px,
+            target_mpp=target_mpp,
+            overlap=overlap,
+            min_tissue=min_tissue,
+            max_tiles=max_tiles,
+            tissue_options=TissueOptions(
+                method=tissue_method.value,
+                threshold=tissue_threshold,
+                mpp=tissue_mpp,
+                min_area_mm2=tissue_min_area_mm2,
+                min_hole_mm2=tissue_min_hole_mm2,
+                exclude_pen=tissue_exclude_pen,
+            ),
+            quality=QualityOptions(max_pen=max_pen, max_blur=max_blur, max_fold=max_fold),
+            drawn=Drawn(tissue=drawn_tissue, roi=roi),
+            mpp=mpp,
+            default_mpp=default_mpp,
+            mpp_from_objective=mpp_from_objective,
+            parameters=_recorded(context),
+        )
+
+    def quarantine(error: SlideError) -> None:
+        from pipeline import tile as stage
+        from pipeline.fingerprint import UNREADABLE
+
+        attributes = {"parameters": _recorded(context), "target_mpp": target_mpp, "patch_px": patch_px}
+        stage.write_quarantined(
+            error,
+            slide_id=slide_id,
+            fingerprint=UNREADABLE,
+            tiles=tiles,
+            tissue=tissue,
+            preview=preview,
+            attributes=attributes,
+        )
+
+    isolation.run(work, stalled_after_s=stalled_after_s, quarantine=quarantine)
 
 
 def embed(
@@ -121,41 +145,67 @@ def embed(
     mpp_from_objective: MppFromObjective = False,
     threads: Threads = 1,
     gpus: Gpus = 0,
+    stalled_after_s: StalledAfter = STALLED_AFTER_S,
 ) -> None:
     """Encode the patches of one slide into a bag of features."""
-    from pipeline import embed as stage
-    from pipeline import encoders
-    from pipeline.device import claim_gpu, kind_of_device
 
-    device = kind_of_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu"
-    stage.run(
-        slide,
-        slide_id=slide_id,
-        tiles=tiles,
-        bag=bag,
-        options=stage.EncoderOptions(
-            encoder,
-            weights=weights,
-            folder=weights_folder,
-            precision=precision,
-            batch_size=batch_size,
-            device=device,
-            claim=claim_gpu if device == "cuda" else None,
-            compiled=compiled,
-            stain=stain.value,
-        ),
-        max_unreadable=max_unreadable,
-        threads=threads,
-        mpp=mpp,
-        default_mpp=default_mpp,
-        mpp_from_objective=mpp_from_objective,
-        parameters=_recorded(context),
-    )
+    def work() -> None:
+        from pipeline import embed as stage
+        from pipeline import encoders
+        from pipeline.device import claim_gpu, kind_of_device
+
+        device = kind_of_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu"
+        stage.run(
+            slide,
+            slide_id=slide_id,
+            tiles=tiles,
+            bag=bag,
+            options=stage.EncoderOptions(
+                encoder,
+                weights=weights,
+                folder=weights_folder,
+                precision=precision,
+                batch_size=batch_size,
+                device=device,
+                claim=claim_gpu if device == "cuda" else None,
+                compiled=compiled,
+                stain=stain.value,
+            ),
+            max_unreadable=max_unreadable,
+            threads=threads,
+            mpp=mpp,
+            default_mpp=default_mpp,
+            mpp_from_objective=mpp_from_objective,
+            parameters=_recorded(context),
+        )
+
+    def read_again() -> None:
+        from pipeline import embed as stage
+
+        stage.read_only(
+            slide,
+            tiles=tiles,
+            threads=threads,
+            mpp=mpp,
+            default_mpp=default_mpp,
+            mpp_from_objective=mpp_from_objective,
+        )
+
+    def quarantine(error: SlideError) -> None:
+        from pipeline import embed as stage
+
+        stage.write_quarantined(error, slide_id=slide_id, tiles=tiles, bag=bag, parameters=_recorded(context))
+
+    isolation.run(work, stalled_after_s=stalled_after_s, quarantine=quarantine, read_again=read_again)
 
 
 def _recorded(context: typer.Context) -> dict[str, Any]:
-    """Give a command's options as the artefact records them: all but paths, which differ between machines."""
-    options = {name: value for name, value in context.params.items() if not isinstance(value, Path)}
+    """Give a command's options as the artefact records them: without paths and limits, which differ by machine."""
+    options = {
+        name: value
+        for name, value in context.params.items()
+        if not isinstance(value, Path) and name != "stalled_after_s"
+    }
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in options.items()} | {
         name: Path(value).name for name, value in options.items() if name == "weights" and value
     }

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.isolation import progress
+
 log = logging.getLogger(__name__)
 
 _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -95,6 +97,7 @@ def claim(names: Sequence[str], *, folder: Path | None = None) -> int:
         if not waiting:
             log.info("all GPUs are taken (%s); waiting for one", ", ".join(names))
             waiting = True
+        progress()  # a job that waits for its turn does not hang
         time.sleep(_RETRY_S)
 
 

@@ -1,7 +1,8 @@
 """The embed stage: from a slide and its tiles to a bag of features; a job that was killed goes on where it stopped."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,43 @@ def run(
     store.write(bag, arrays, attributes)
     if chunks is not None:
         chunks.remove()
+
+
+def read_only(
+    slide_path: Path,
+    *,
+    tiles: Path,
+    threads: int,
+    mpp: float | None,
+    default_mpp: float | None,
+    mpp_from_objective: bool,
+) -> None:
+    """Read every patch as `run` does, without an encoder: to see whether the slide or the encoder crashed a job."""
+    placed = store.read(tiles)
+    with (
+        contextlib.suppress(SlideError),  # one sentence about the slide is no crash
+        open_slide(slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective) as slide,
+    ):
+        patch_px, target_mpp = placed.attributes["patch_px"], placed.attributes["target_mpp"]
+        for _ in slide.patches(placed.arrays["coords"], patch_px=patch_px, mpp=target_mpp, threads=threads):
+            pass
+
+
+def write_quarantined(
+    error: SlideError, *, slide_id: str, tiles: Path, bag: Path, parameters: Mapping[str, Any]
+) -> None:
+    """Write an empty bag that says why the slide cannot be used; parameters as for `run`."""
+    placed = store.read_attributes(tiles)
+    log.warning("%s: %s; %s.", slide_id, error.reason, error.remedy)
+    attributes = store.stage_attributes(
+        "embed",
+        slide_id=slide_id,
+        fingerprint=placed["fingerprint"],
+        error=error,
+        **store.carried_over(placed),
+        parameters=dict(parameters),
+    )
+    store.write(bag, {}, attributes)
 
 
 def _encode_slide(

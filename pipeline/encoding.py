@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline import store
 from pipeline.chunks import Chunks
 from pipeline.encoders import Encoder, Overlapping
+from pipeline.isolation import progress
 from pipeline.read_ahead import BUFFERS, Filled, ReadAhead
 from pipeline.slide import Slide
 
@@ -109,6 +110,7 @@ def _collect(reader: ReadAhead, model: Encoder, chunks: Chunks, timing: Timing) 
         batch, features = running.popleft()
         with _Clock(timing, "device"):
             encoded = features()
+        progress()
         reader.lend(batch.buffer)
         with _Clock(timing, "write"):
             writer.put(batch.indices, encoded)

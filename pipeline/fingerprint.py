@@ -30,7 +30,8 @@ def fingerprint(path: Path) -> str:
 
     Returns
     -------
-    Hex digits; `UNREADABLE` where permissions forbid to read it, so that one such slide does not stop the others.
+    Hex digits; `UNREADABLE` where permissions or a failing disk forbid to read it, or where it is a pipe or a device
+    (which could wait for ever), so that one such slide does not stop the others.
 
     Raises
     ------
@@ -39,7 +40,9 @@ def fingerprint(path: Path) -> str:
     """
     try:
         return _fingerprint(path)
-    except PermissionError:
+    except FileNotFoundError:
+        raise
+    except OSError:
         return UNREADABLE
 
 
@@ -50,6 +53,8 @@ def _fingerprint(path: Path) -> str:
             digest.update(_name(file, path))
             _add_file(digest, file)
         return digest.hexdigest()
+    if path.exists() and not path.is_file():
+        return UNREADABLE
     _add_file(digest, path)
     folder = path.with_suffix("") if path.suffix.lower() == ".mrxs" else path.parent
     for file in companions(path):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import drawing, store
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
+from pipeline.fingerprint import UNREADABLE
 from pipeline.outcomes import values_array
 from pipeline.outline import to_qupath
 from pipeline.sheet import Attention, Specimen, Style, View, draw_placeholder, draw_sheet, panel_layout
@@ -38,6 +39,7 @@ def run(
     mpp: float | None = None,
     default_mpp: float | None = None,
     mpp_from_objective: bool = False,
+    unreadable: SlideError | None = None,
 ) -> None:
     """Draw the page of one slide, and write its tiles for QuPath.
 
@@ -59,6 +61,8 @@ def run(
         Width of the page; 2480 is 212 dpi on A4.
     mpp, default_mpp, mpp_from_objective
         As `slide.open_slide` takes them.
+    unreadable
+        Why the slide cannot be opened any more; it is then not touched, and the page says so.
 
     Raises
     ------
@@ -74,6 +78,8 @@ def run(
         style = Style(colormap, opacity, min(top_patches, MOST_SPECIMENS))
         write_geojson(geojson, values)
         try:
+            if unreadable is not None:
+                raise unreadable
             with open_slide(
                 slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective
             ) as slide:
@@ -84,12 +90,14 @@ def run(
     else:
         store.write_text(geojson, _collection([]))
     if error is not None:
+        # a slide whose reader crashed or hung is not opened once more for a thumbnail
+        closed = unreadable is not None or artefact.attributes["fingerprint"] == UNREADABLE
         draw_placeholder(
             page,
             slide_id=artefact.attributes["slide_id"],
             reason=error.reason,
             remedy=error.remedy,
-            thumbnail=placeholder_thumbnail(slide_path, page),
+            thumbnail=None if closed else placeholder_thumbnail(slide_path, page),
         )
     with store.replacing(png) as part:
         page.save_png(part)

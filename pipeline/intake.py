@@ -51,8 +51,10 @@ def first_bytes(path: Path) -> bytes:
     Raises
     ------
     SlideError
-        If the file is missing, empty or cannot be read.
+        If the file is missing, empty or cannot be read, or is a pipe or a device.
     """
+    if path.exists() and not path.is_file():
+        raise SlideError("it is no file but a pipe or a device", remedy="put the slide itself there, or remove it")
     try:
         with path.open("rb") as handle:
             head = handle.read(512)

@@ -35,3 +35,6 @@ MppFromObjective = Annotated[bool, Option(help="Take 10 um / objective power if 
 PatchPx = Annotated[int, Option(min=1, help="Edge of a patch, pixels.")]
 TargetMpp = Annotated[float, Option(min=0.05, max=10, help="um per pixel that patches are read at.")]
 Overlap = Annotated[float, Option(min=0, max=0.9, help="Of neighbouring tiles, as a share of their edge.")]
+STALLED_AFTER_S = 1800.0
+"""Default of a command run alone; the workflow gives slide.stalled_after_s."""
+StalledAfter = Annotated[float, Option(min=1, help="Seconds without progress after which reading is taken to hang.")]

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.isolation import progress
 from pipeline.regions import Batch, FileState, Handles, OpenSlidePatches, PatchSource
 from pipeline.tiff_tiles import NotDirectError, TileError, TileGrid, decode_tile, read_grid, tile_names
 from pipeline.tile_scatter import TileScatter
@@ -68,6 +69,7 @@ class TileFile:
         TileError
             If it fails twice; the tile is then in `failed`.
         """
+        progress()
         grid = self.grid
         if not hasattr(self._thread, "scratch"):
             self._thread.scratch = np.empty(grid.tile_height * grid.tile_width * 3, np.uint8)

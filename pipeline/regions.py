@@ -17,6 +17,7 @@ import openslide
 from numpy.typing import NDArray
 
 from pipeline.errors import SlideError
+from pipeline.isolation import progress
 
 BATCH = 64
 """Patches of a batch: 9.6 MB at 224 px; with `threads + 2` batches in memory this bounds what a reader holds."""
@@ -105,6 +106,7 @@ def read_rgb(handle: openslide.OpenSlide, x: int, y: int, *, level: int, width: 
     openslide.OpenSlideError
         If a tile of the region cannot be decoded.
     """
+    progress()
     rgba = np.asarray(handle.read_region((x, y), level, (width, height)))
     rgb: NDArray[np.uint8] = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
     alpha = rgba[..., 3]

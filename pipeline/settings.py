@@ -344,7 +344,8 @@ def flags(
     Text for a shell, quoted.
     """
     paths, encoder, evaluation = settings["paths"], settings["encoder"], settings["evaluation"]
-    scale = dict(settings["slide"])
+    # how long a disk may be silent changes no result: rules pass it on as a resource
+    scale = {key: value for key, value in settings["slide"].items() if key != "stalled_after_s"}
     slide = {**scale, "mpp": override.mpp if override else None}
     match stage:
         case "check":

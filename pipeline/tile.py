@@ -228,14 +228,16 @@ def run(
             attributes["overview_hash"] = overview_hash(overview, tiling.mask)
             attributes["drawn"] = [name for name in ("tissue", "roi") if getattr(drawn, name) is not None]
     except SlideError as error:
-        LOG.warning("%s: quarantined: %s", slide_id, error)
-        attributes = store.stage_attributes(
-            "tile", slide_id=slide_id, fingerprint=fingerprint, error=error, **attributes
+        write_quarantined(
+            error,
+            slide_id=slide_id,
+            fingerprint=fingerprint,
+            tiles=tiles,
+            tissue=tissue,
+            preview=preview,
+            attributes=attributes,
+            overview=overview,
         )
-        empty = {name: np.empty(0, np.float32) for name in ("tissue", "pen", "blur", "fold")}
-        save_jpeg(preview, draw_placeholder(slide_id, error, overview=overview))
-        store.write_text(tissue, json.dumps({"type": "FeatureCollection", "features": []}))
-        store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty}, attributes)
         return
     save_jpeg(preview, picture)
     store.write_text(tissue, json.dumps(outline))
@@ -250,6 +252,38 @@ def run(
         target_mpp,
         attributes["tissue_area_mm2"],
     )
+
+
+def write_quarantined(
+    error: SlideError,
+    *,
+    slide_id: str,
+    fingerprint: str,
+    tiles: Path,
+    tissue: Path,
+    preview: Path,
+    attributes: Mapping[str, Any],
+    overview: NDArray[np.uint8] | None = None,
+) -> None:
+    """Write what stands for a slide that cannot be used: an empty artefact, an empty outline, a picture that says why.
+
+    Parameters
+    ----------
+    error
+        Why it cannot be used.
+    slide_id, fingerprint, tiles, tissue, preview
+        As for `run`.
+    attributes
+        What is known of the slide.
+    overview
+        RGB, shape (H, W, 3), if it could be read.
+    """
+    LOG.warning("%s: quarantined: %s", slide_id, error)
+    found = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, error=error, **attributes)
+    empty = {name: np.empty(0, np.float32) for name in ("tissue", "pen", "blur", "fold")}
+    save_jpeg(preview, draw_placeholder(slide_id, error, overview=overview))
+    store.write_text(tissue, json.dumps({"type": "FeatureCollection", "features": []}))
+    store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty}, found)
 
 
 def _tissue(

@@ -6,7 +6,7 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cohort as cohorts, settings
+from pipeline import cohort as cohorts, running, settings
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import STAGE_VERSIONS
@@ -24,6 +24,14 @@ def read_input():
         if "--lint" in sys.argv:  # the rules can be judged without slides
             return checked, cohorts.Cohort({}, {})
         return checked, settings.load_cohort(checked)
+    except PipelineError as error:
+        stop(error)
+
+
+def claim_folder():
+    """Make this the only run in the folder, also where a killed one left its marks, or end with a sentence."""
+    try:
+        running.claim()
     except PipelineError as error:
         stop(error)
 
@@ -48,6 +56,7 @@ COMPARED = settings.models(SETTINGS)[1:]
 # (conda, a container) brings its own.
 shell.prefix(
     f"export PYTHONPATH={shlex.quote(str(ROOT))}; "
+    f"export {running.VARIABLE}={shlex.quote(str(Path(running.FOLDER, running.JOBS).absolute()))}; "
     + (
         ""
         if workflow.deployment_settings.deployment_method
@@ -133,6 +142,8 @@ def look_ahead():
 
 if workflow.is_main_process and COHORT.slides:
     look_ahead()
+    if not running.only_looks(sys.argv[1:]):
+        claim_folder()
 
 
 def slide_print(wildcards):

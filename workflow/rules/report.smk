@@ -12,12 +12,14 @@ rule heatmap:
         RESULTS / "logs" / "heatmap" / "{slide}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
+    resources:
+        stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=STAGE_VERSIONS["heatmap"],
         flags=flags("heatmap"),
     shell:
         "python -m pipeline heatmap {input.slide:q} --attention {input.attention:q} --png {output.png:q}"
-        " --geojson {output.geojson:q} {params.flags} 2> {log:q}"
+        " --geojson {output.geojson:q} --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 
 
 rule report:

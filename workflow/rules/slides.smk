@@ -36,6 +36,8 @@ rule tile:
         RESULTS / "logs" / "tile" / "{slide}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
+    resources:
+        stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=STAGE_VERSIONS["tile"],
         fingerprint=slide_print,
@@ -43,7 +45,8 @@ rule tile:
         flags=flags("tile"),
     shell:
         "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
-        " --tissue {output.tissue:q} --preview {output.preview:q} {params.flags} 2> {log:q}"
+        " --tissue {output.tissue:q} --preview {output.preview:q}"
+        " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 
 
 rule cohort:
@@ -79,6 +82,7 @@ rule embed:
         gpu_queue=gpu_queue,
         # a resource, as another speed is no reason to run again
         speed=settings.embed_speed(SETTINGS),
+        stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=STAGE_VERSIONS["embed"],
         fingerprint=slide_print,
@@ -86,4 +90,5 @@ rule embed:
         flags=flags("embed"),
     shell:
         "python -m pipeline embed {input.slide:q} --slide-id {wildcards.slide:q} --tiles {input.tiles:q}"
-        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu_queue} {resources.speed} {params.flags} 2> {log:q}"
+        " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu_queue} {resources.speed}"
+        " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
