@@ -139,8 +139,9 @@ def _features(collection: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_ignored(feature: Mapping[str, Any]) -> bool:
+    # QuPath writes an object with a name, or with the names of a class and what it is derived from; a text is read too
     match feature.get("properties"):
-        case {"classification": {"name": str(name)}}:
+        case {"classification": str(name) | {"name": str(name)} | {"names": [*_, str(name)]}}:
             return name.endswith("*")
     return False
 

@@ -63,8 +63,8 @@ def test_a_line_has_no_inside() -> None:
         from_geojson(collection, shape=(4, 4), downsample=1)
 
 
-def feature(ring: Any, *, name: str | None = None) -> dict[str, Any]:
-    properties = {} if name is None else {"classification": {"name": name}}
+def feature(ring: Any, *, classification: Any = None) -> dict[str, Any]:
+    properties = {} if classification is None else {"classification": classification}
     return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
 
 
@@ -87,11 +87,40 @@ def test_every_form_of_geojson_is_read(collection: Any) -> None:
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_what_qupath_ignores_is_cut_out() -> None:
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        {"name": "Ignore*", "color": [180, 180, 180]},
+        {"name": "Ignore*", "colorRGB": -4934476},
+        {"names": ["Stroma", "Ignore*"], "color": [180, 180, 180]},
+        "Ignore*",
+    ],
+    ids=["0.4 and later", "before 0.4", "derived class", "text"],
+)
+def test_what_qupath_ignores_is_cut_out(ignored: Any) -> None:
     inner = [[4, 4], [8, 4], [8, 8], [4, 8], [4, 4]]
-    mask = from_geojson([feature(inner, name="Ignore*"), feature(SQUARE, name="Tissue")], shape=(5, 5), downsample=4)
+    features = [feature(inner, classification=ignored), feature(SQUARE, classification={"name": "Tissue"})]
+    mask = from_geojson(features, shape=(5, 5), downsample=4)
     assert mask.sum() == 3
     assert not mask[1, 1]
+
+
+def test_the_features_have_what_qupath_reads_of_an_annotation() -> None:
+    """The names and types that QuPath's readers (PathObjectTypeAdapters, GsonTools, 0.4 and later) take."""
+    mask = np.zeros((5, 5), np.bool_)
+    mask[1:3, 1:3] = True
+    collection = to_geojson(mask, downsample=4)
+    assert set(collection) == {"type", "features"}
+    (found,) = collection["features"]
+    assert set(found) == {"type", "geometry", "properties"}
+    assert (found["type"], found["geometry"]["type"]) == ("Feature", "Polygon")
+    properties = found["properties"]
+    assert set(properties) == {"objectType", "name", "classification"}
+    assert properties["objectType"] == "annotation"
+    assert set(properties["classification"]) == {"name", "color"}
+    color = properties["classification"]["color"]
+    assert len(color) == 3
+    assert all(type(part) is int and 0 <= part <= 255 for part in color)
 
 
 def test_the_frame_is_qupaths_on_a_slide_with_bounds() -> None:
