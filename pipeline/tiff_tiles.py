@@ -31,6 +31,8 @@ LARGEST_TILE_PX = 4096
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 DHT, SOS, DQT, APP0, APP14 = 0xC4, 0xDA, 0xDB, 0xE0, 0xEE
+SEGMENT = struct.Struct(">BBH")
+"""How a JPEG segment begins: 0xFF, its marker, and its length without these two bytes."""
 FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Frame headers that are decoded: baseline, extended and progressive, all Huffman-coded."""
 BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
@@ -231,19 +233,19 @@ def _own_segments(grid: TileGrid, content: bytes) -> bytes:
     """
     if content[:2] != SOI:
         raise TileError("the tile is no JPEG stream")
-    position, start, framed, kept = 2, 2, False, b""
-    while True:
-        if position + 10 > len(content) or content[position] != 0xFF:
-            raise TileError("the tile's JPEG header is damaged")
-        marker = content[position + 1]
+    position, last, start, framed, kept = 2, len(content) - 10, 2, False, b""
+    while position <= last:
+        lead, marker, length = SEGMENT.unpack_from(content, position)
+        if lead != 0xFF or marker in BARE:
+            break
+        if marker == SOS:
+            if not framed:
+                raise TileError("the tile's JPEG stream has no frame that can be decoded")
+            return kept + content[start:]
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
-        if marker == SOS:
-            break
-        if marker in BARE:
-            raise TileError("the tile's JPEG header is damaged")
-        end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+        end = position + 2 + length
         if marker in FRAMES:
             _check_frame(grid, content[position + 4 : position + 10])
             framed = True
@@ -251,9 +253,7 @@ def _own_segments(grid: TileGrid, content: bytes) -> bytes:
             kept += content[start:position]
             start = end
         position = end
-    if not framed:
-        raise TileError("the tile's JPEG stream has no frame that can be decoded")
-    return kept + content[start:]
+    raise TileError("the tile's JPEG header is damaged")
 
 
 def _check_frame(grid: TileGrid, header: bytes) -> None:

@@ -97,7 +97,8 @@ class TileScatter:
         for batch in {step, *(np.unique(self._schedule.patches[start:stop]) // self._batch).tolist()}:
             if batch not in self._filling:
                 self._make_room(batch)
-        size = max(TILES_A_JOB, -(-(end - first) // (4 * threads)))
+        jobs = 1 if threads == 1 else 4 * threads  # several a thread, so that none waits for the slowest
+        size = max(TILES_A_JOB, -(-(end - first) // jobs))
         return [pool.submit(self._decode, visit, min(visit + size, end)) for visit in range(first, end, size)]
 
     def _make_room(self, batch: int) -> None:
@@ -115,31 +116,33 @@ class TileScatter:
 
     def _decode(self, first: int, end: int) -> None:
         """Decode the tiles of the visits from `first` to before `end`, and copy their pieces."""
-        visits = self._schedule.visits[first : end + 1].tolist()
-        for start, stop in pairwise(visits):
-            tile, patches = int(self._schedule.tiles[start]), self._schedule.patches[start:stop]
+        mesh, visits = self._mesh, self._schedule.visits[first : end + 1]
+        tiles, patches = (of[visits[0] : visits[-1]] for of in (self._schedule.tiles, self._schedule.patches))
+        # of each piece, its patch and the tile's corner seen from the patch's; all at once, as NumPy is slow on few
+        x = tiles % mesh.columns * mesh.tile_width - self._left[patches]
+        y = tiles // mesh.columns * mesh.tile_height - self._top[patches]
+        pieces = list(zip(patches.tolist(), x.tolist(), y.tolist(), strict=True))
+        for start, stop in pairwise((visits - visits[0]).tolist()):
             try:
-                pixels = self._decoder.decode(tile)
+                pixels = self._decoder.decode(int(tiles[start]))
             except TileError:
-                self._unreadable[patches] = True
+                self._unreadable[patches[start:stop]] = True
                 continue
             if self._factor > 1:
-                size = (self._mesh.tile_width, self._mesh.tile_height)
+                size = (mesh.tile_width, mesh.tile_height)
                 pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-            self._copy(pixels, tile, patches)
+            self._copy(pixels, pieces[start:stop])
         if self._reduces_late:
-            self._reduce(self._schedule.patches[visits[0] : visits[-1]])
+            self._reduce(patches)
 
-    def _copy(self, pixels: NDArray[np.uint8], tile: int, patches: NDArray[np.int32]) -> None:
-        """Copy a tile's pieces to the patches."""
-        mesh = self._mesh
-        xs = (tile % mesh.columns * mesh.tile_width - self._left[patches]).tolist()
-        ys = (tile // mesh.columns * mesh.tile_height - self._top[patches]).tolist()
-        for patch, x, y in zip(patches.tolist(), xs, ys, strict=True):  # the tile's corner, seen from the patch's
-            piece = pixels[max(0, -y) : mesh.edge - y, max(0, -x) : mesh.edge - x]
-            x, y = max(0, x), max(0, y)
+    def _copy(self, pixels: NDArray[np.uint8], pieces: list[tuple[int, int, int]]) -> None:
+        """Copy a tile's pieces, each a patch and the tile's corner seen from the patch's, to the patches."""
+        edge, tile_height, tile_width = self._mesh.edge, *pixels.shape[:2]
+        for patch, x, y in pieces:
             target = self._filling[patch // self._batch][patch % self._batch]
-            target[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
+            top, left = max(0, y), max(0, x)
+            bottom, right = min(edge, y + tile_height), min(edge, x + tile_width)
+            target[top:bottom, left:right] = pixels[top - y : bottom - y, left - x : right - x]
 
     def _reduce(self, pieces: NDArray[np.int32]) -> None:
         """Count copied pieces, given by their patch, and reduce the patches that have all of theirs."""
