@@ -5,22 +5,18 @@ relu(W x), a = softmax(w (tanh(V h) * sigmoid(U h))) over the patches, logits = 
 cross-entropy of C classes, where the paper clamps one sigmoid.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from asmil.baselines.bag_model import Attention, BagModel, inner_width, names_of, pool, projection
+from asmil.baselines.bag_model import Attention, ProjectedModel, pool
 
 
-class ABMIL(BagModel):
+class ABMIL(ProjectedModel):
     """Classify the attention-weighted mean of the patches.
 
     Parameters
     ----------
-    d_in, classes
-        Width of a patch's features, and the number of classes C.
-    d_inner
-        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
+    d_in, classes, d_inner
+        As for `ProjectedModel`.
     d_attention
         Width of the attention network.
     gated
@@ -43,20 +39,19 @@ class ABMIL(BagModel):
         projection_bias: bool = True,
         attention_bias: bool = True,
     ) -> None:
-        width = inner_width(d_inner, d_in)
         super().__init__(
             d_in,
             classes,
-            d_inner=width,
+            d_inner=d_inner,
+            bias=projection_bias,
             d_attention=d_attention,
             gated=gated,
             dropout=dropout,
             projection_bias=projection_bias,
             attention_bias=attention_bias,
         )
-        self.project = projection(d_in, width, bias=projection_bias, dropout=dropout)
-        self.attend = Attention(width, d_attention, gated=gated, bias=attention_bias, dropout=dropout)
-        self.classify = nn.Linear(width, classes)
+        self.attend = Attention(self.width, d_attention, gated=gated, bias=attention_bias, dropout=dropout)
+        self.classify = nn.Linear(self.width, classes)
 
     def classify_bag(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Give logits [C] and attention logits [1, N] of one bag [N, d_in]."""
@@ -70,15 +65,6 @@ class ABMIL(BagModel):
         attention_logits = self.attend(hidden)
         return pool(attention_logits, hidden).squeeze(0), attention_logits
 
-    def bag_attention_logits(self, features: Tensor, context: Any) -> Tensor:  # noqa: ARG002
-        """Give the attention logits [1, N] of one bag alone."""
-        logits: Tensor = self.attend(self.project(features))
-        return logits
-
     def bag_score(self, features: Tensor) -> Tensor:
         """Give the attention [N]."""
         return self.bag_attention_logits(features, None).softmax(-1).squeeze(0)
-
-    def anchor_parameters(self) -> tuple[str, ...]:
-        """Name the projection and the attention network."""
-        return names_of(self, "project.", "attend.")

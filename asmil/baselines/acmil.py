@@ -12,24 +12,21 @@ before masking.
 """
 
 from itertools import combinations
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asmil.baselines.bag_model import Attention, BagModel, each_through, inner_width, names_of, projection
+from asmil.baselines.bag_model import Attention, ProjectedModel, each_through
 
 
-class ACMIL(BagModel):
+class ACMIL(ProjectedModel):
     """Classify by the mean attention of M branches.
 
     Parameters
     ----------
-    d_in, classes
-        Width of a patch's features, and the number of classes C.
-    d_inner
-        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
+    d_in, classes, d_inner
+        As for `ProjectedModel`.
     d_attention
         Width of the attention network.
     branches
@@ -53,11 +50,11 @@ class ACMIL(BagModel):
         masked_of: int = 10,
         mask_rate: float = 0.6,
     ) -> None:
-        width = inner_width(d_inner, d_in)
         super().__init__(
             d_in,
             classes,
-            d_inner=width,
+            d_inner=d_inner,
+            bias=False,
             d_attention=d_attention,
             branches=branches,
             masked_of=masked_of,
@@ -66,10 +63,9 @@ class ACMIL(BagModel):
         if branches < 1 or mask_rate >= 1:
             raise ValueError(f"branches is {branches} and mask_rate {mask_rate}; they must be at least 1, and below 1")
         self.masked_of, self.mask_rate = masked_of, mask_rate
-        self.project = projection(d_in, width, bias=False)
-        self.attend = Attention(width, d_attention, rows=branches)
-        self.classify_branch = nn.ModuleList(nn.Linear(width, classes) for _ in range(branches))
-        self.classify = nn.Linear(width, classes)
+        self.attend = Attention(self.width, d_attention, rows=branches)
+        self.classify_branch = nn.ModuleList(nn.Linear(self.width, classes) for _ in range(branches))
+        self.classify = nn.Linear(self.width, classes)
 
     def classify_bag(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Give logits [C] and the branches' attention logits [M, N], before masking, of one bag [N, d_in]."""
@@ -91,18 +87,9 @@ class ACMIL(BagModel):
         chosen = torch.rand(places.shape, device=places.device).argsort(-1)[:, :count]
         return attention_logits.scatter(-1, places.gather(-1, chosen), -torch.inf)
 
-    def bag_attention_logits(self, features: Tensor, context: Any) -> Tensor:  # noqa: ARG002
-        """Give the attention logits [M, N] of one bag alone."""
-        logits: Tensor = self.attend(self.project(features))
-        return logits
-
     def bag_score(self, features: Tensor) -> Tensor:
         """Give the branches' mean attention [N]."""
         return self.bag_attention_logits(features, None).softmax(-1).mean(0)
-
-    def anchor_parameters(self) -> tuple[str, ...]:
-        """Name the projection and the attention network."""
-        return names_of(self, "project.", "attend.")
 
     def objective(self, cross_entropy: Tensor, label: int) -> Tensor:
         """Give the bag's loss + the branches' mean loss + the branches' mean cosine."""

@@ -166,6 +166,41 @@ class Attention(nn.Module):
         return logits.transpose(0, 1)
 
 
+class ProjectedModel(BagModel):
+    """Base of models whose patches go through a linear layer, ReLU and dropout first, and are then attended to.
+
+    Parameters
+    ----------
+    d_inner
+        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
+    bias
+        Whether the layer has one.
+    options
+        As for `BagModel`; `dropout` among them is also that of the layer.
+
+    Notes
+    -----
+    A model sets `attend`, or writes `bag_attention_logits` and `anchor_parameters` itself.
+    """
+
+    attend: Attention
+
+    def __init__(self, d_in: int, classes: int, *, d_inner: int | None, bias: bool = True, **options: Any) -> None:
+        width = inner_width(d_inner, d_in)
+        super().__init__(d_in, classes, d_inner=width, **options)
+        self.width = width
+        self.project = projection(d_in, width, bias=bias, dropout=options.get("dropout", 0.0))
+
+    def bag_attention_logits(self, features: Tensor, context: Any) -> Tensor:  # noqa: ARG002
+        """Give the attention logits [R, N] of one bag alone."""
+        logits: Tensor = self.attend(self.project(features))
+        return logits
+
+    def anchor_parameters(self) -> tuple[str, ...]:
+        """Name the projection and the attention network."""
+        return names_of(self, "project.", "attend.")
+
+
 def projection(d_in: int, width: int, *, bias: bool = True, dropout: float = 0.0) -> nn.Sequential:
     """Give the layer that most models begin with: linear, ReLU, dropout."""
     return nn.Sequential(nn.Linear(d_in, width, bias=bias), nn.ReLU(), nn.Dropout(dropout))

@@ -11,28 +11,27 @@ many as N // 2 patches are taken from each end, so that no patch has both labels
 loss.
 """
 
+from abc import abstractmethod
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asmil.baselines.bag_model import Attention, BagModel, each_through, inner_width, names_of, pool, projection
+from asmil.baselines.bag_model import Attention, ProjectedModel, each_through, pool
 
 InstanceLoss = Literal["cross_entropy", "svm"]
 
 
-class CLAM(BagModel):
+class CLAM(ProjectedModel):
     """What CLAM-SB and CLAM-MB share.
 
     Parameters
     ----------
-    d_in, classes
-        Width of a patch's features, and the number of classes C.
+    d_in, classes, d_inner
+        As for `ProjectedModel`.
     rows
         Attention maps: 1 (SB) or C (MB).
-    d_inner
-        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
     d_attention
         Width of the attention network: 256 in the small model, 384 in the big one.
     dropout
@@ -64,11 +63,10 @@ class CLAM(BagModel):
         instance_loss: InstanceLoss = "cross_entropy",
         subtyping: bool = False,
     ) -> None:
-        width = inner_width(d_inner, d_in)
         super().__init__(
             d_in,
             classes,
-            d_inner=width,
+            d_inner=d_inner,
             d_attention=d_attention,
             dropout=dropout,
             instance_weight=instance_weight,
@@ -82,9 +80,8 @@ class CLAM(BagModel):
             raise ValueError(f"instance_loss is {instance_loss!r}; choose from {', '.join(get_args(InstanceLoss))}")
         self.instance_weight, self.instances, self.subtyping = instance_weight, instances, subtyping
         self.margin = 1.0 if instance_loss == "svm" else 0.0
-        self.project = projection(d_in, width, dropout=dropout)
-        self.attend = Attention(width, d_attention, rows=rows, dropout=dropout)
-        self.judge = nn.ModuleList(nn.Linear(width, 2) for _ in range(classes))
+        self.attend = Attention(self.width, d_attention, rows=rows, dropout=dropout)
+        self.judge = nn.ModuleList(nn.Linear(self.width, 2) for _ in range(classes))
 
     def classify_bag(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Give logits [C] and attention logits [R, N] of one bag [N, d_in]."""
@@ -93,24 +90,15 @@ class CLAM(BagModel):
         self.keep(hidden=hidden, attention_logits=attention_logits)
         return self.classify_rows(pool(attention_logits, hidden)), attention_logits
 
+    @abstractmethod
     def classify_rows(self, pooled: Tensor) -> Tensor:
         """Give logits [C] of the bag's vectors [R, E]."""
-        raise NotImplementedError
-
-    def bag_attention_logits(self, features: Tensor, context: Any) -> Tensor:  # noqa: ARG002
-        """Give the attention logits [R, N] of one bag alone."""
-        logits: Tensor = self.attend(self.project(features))
-        return logits
 
     def bag_score(self, features: Tensor) -> Tensor:
         """Give the attention [N]; with a map a class, that of the predicted class."""
         logits, attention_logits = self.classify_bag(features)
         row = int(logits.argmax()) if len(attention_logits) > 1 else 0
         return attention_logits[row].softmax(-1)
-
-    def anchor_parameters(self) -> tuple[str, ...]:
-        """Name the projection and the attention network."""
-        return names_of(self, "project.", "attend.")
 
     def objective(self, cross_entropy: Tensor, label: int) -> Tensor:
         """Give (1 - w) bag loss + w instance loss."""

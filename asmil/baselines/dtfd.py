@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asmil.baselines.bag_model import Attention, BagModel, inner_width, names_of, projection
+from asmil.baselines.bag_model import Attention, ProjectedModel, names_of
 
 Distillation = Literal["afs", "max", "max_min"]
 
@@ -29,15 +29,13 @@ DIVISION_SEED = 0
 """Of the division in evaluation."""
 
 
-class DTFD(BagModel):
+class DTFD(ProjectedModel):
     """Classify by the attention to what G pseudo-bags found.
 
     Parameters
     ----------
-    d_in, classes
-        Width of a patch's features, and the number of classes C.
-    d_inner
-        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
+    d_in, classes, d_inner
+        As for `ProjectedModel`.
     d_attention
         Width of both attention networks.
     pseudo_bags
@@ -61,11 +59,11 @@ class DTFD(BagModel):
         distillation: Distillation = "afs",
         distilled: int = 1,
     ) -> None:
-        width = inner_width(d_inner, d_in)
         super().__init__(
             d_in,
             classes,
-            d_inner=width,
+            d_inner=d_inner,
+            bias=False,
             d_attention=d_attention,
             pseudo_bags=pseudo_bags,
             distillation=distillation,
@@ -76,11 +74,10 @@ class DTFD(BagModel):
         if distillation not in get_args(Distillation):
             raise ValueError(f"distillation is {distillation!r}; choose from {', '.join(get_args(Distillation))}")
         self.pseudo_bags, self.distillation, self.distilled = pseudo_bags, distillation, distilled
-        self.project = projection(d_in, width, bias=False)
-        self.attend = Attention(width, d_attention)
-        self.classify_pseudo_bag = nn.Linear(width, classes)
-        self.attend_found = Attention(width, d_attention)
-        self.classify = nn.Linear(width, classes)
+        self.attend = Attention(self.width, d_attention)
+        self.classify_pseudo_bag = nn.Linear(self.width, classes)
+        self.attend_found = Attention(self.width, d_attention)
+        self.classify = nn.Linear(self.width, classes)
 
     def classify_bag(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Give logits [C] and attention logits [G, N] of one bag [N, d_in]; `context`: each patch's pseudo-bag [N]."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asmil.bags import BagSource, each
-from asmil.baselines.bag_model import BagModel, each_through, inner_width, names_of, pool, projection
+from asmil.baselines.bag_model import ProjectedModel, each_through, names_of, pool
 from asmil.baselines.clam import instance_loss
 
 BRANCH_WEIGHT, PATCH_WEIGHT, PROTOTYPE_WEIGHT = 0.5, 0.5, 0.2
@@ -31,15 +31,13 @@ SAMPLED = 500
 """Patches of a bag that the centres are sought among."""
 
 
-class PAMIL(BagModel):
+class PAMIL(ProjectedModel):
     """Classify by attention through prototypes, which `prepare` takes from the training bags.
 
     Parameters
     ----------
-    d_in, classes
-        Width of a patch's features, and the number of classes C.
-    d_inner
-        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
+    d_in, classes, d_inner
+        As for `ProjectedModel`.
     d_attention
         Width in which patches and prototypes are compared.
     prototypes
@@ -67,11 +65,10 @@ class PAMIL(BagModel):
         instance_weight: float = 0.0,
         instances: int = 8,
     ) -> None:
-        width = inner_width(d_inner, d_in)
         super().__init__(
             d_in,
             classes,
-            d_inner=width,
+            d_inner=d_inner,
             d_attention=d_attention,
             prototypes=prototypes,
             dropout=dropout,
@@ -82,13 +79,12 @@ class PAMIL(BagModel):
             raise ValueError(f"prototypes is {prototypes}, it must be at least 1")
         self.instance_weight, self.instances = instance_weight, instances
         self.register_buffer("prototypes", torch.randn(prototypes, d_in))
-        self.project = projection(d_in, width, dropout=dropout)
-        self.patch_side = nn.Linear(width, d_attention)
-        self.prototype_side = nn.Linear(width, d_attention)
+        self.patch_side = nn.Linear(self.width, d_attention)
+        self.prototype_side = nn.Linear(self.width, d_attention)
         self.combine = nn.Linear(prototypes, classes)
-        self.classify = nn.ModuleList(nn.Linear(width, 1) for _ in range(classes))
-        self.classify_prototypes = nn.Linear(width, classes)
-        self.judge = nn.ModuleList(nn.Linear(width, 2) for _ in range(classes if instance_weight else 0))
+        self.classify = nn.ModuleList(nn.Linear(self.width, 1) for _ in range(classes))
+        self.classify_prototypes = nn.Linear(self.width, classes)
+        self.judge = nn.ModuleList(nn.Linear(self.width, 2) for _ in range(classes if instance_weight else 0))
 
     def prepare(self, bags: BagSource, *, seed: int) -> None:
         """Set the prototypes to centres of the bags' patches, sought first in each bag and then among its centres."""
