@@ -3,7 +3,8 @@
     python benchmarks/embedding.py [--quick]
 
 Rates are compared within one run, alternating, on one thread for the encoder and one that reads; the medians count.
-Memory is the peak of a process of its own for each size of slide.
+Memory is the peak of a process of its own for each size of slide. What a device idles between two slides is measured with
+one CPU in place of a GPU, which two jobs claim as they would a GPU.
 """
 
 import argparse
@@ -208,13 +209,88 @@ def memory(largest: int) -> float:
     return large / small
 
 
+class Watched:
+    """An encoder that prints when it is given its first batch, and when the last one is done."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._begun = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def submit(self, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Start to encode."""
+        if not self._begun:
+            print("first batch", time.time(), flush=True)
+            self._begun = True
+        features = self._model.submit(patches)
+        print("batch done", time.time(), flush=True)
+        return features  # type: ignore[no-any-return]
+
+
+def slide_job(slide_path: Path, name: str, patches: int) -> None:
+    """Embed as a job on a GPU does, and print when what happened."""
+    from pipeline.device import claim
+
+    def take() -> str:
+        claim(["0"], folder=slide_path.parent / "slots")
+        return "cpu"
+
+    with tempfile.TemporaryDirectory() as folder, open_slide(slide_path) as slide:
+        coords = grid(slide.width, 224)[:patches]
+        chunks = Chunks(Path(folder) / "a.zarr.zip", digest="d", rows=len(coords))
+        encode(
+            slide, coords, chunks=chunks, load=lambda: Watched(encoders.load(name, weights="random", device=take)),
+            patch_px=224, mpp=0.5, threads=1, on_cpu=False,
+        )  # fmt: skip
+
+
+def between_slides(name: str, patches: int) -> dict[str, float]:
+    """Give seconds from a job's start to its first batch, and between two slides: one after the other, and queued."""
+    import threading
+
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        slide = write_svs(Path(folder) / "a.svs", tissue_like(3136, 3136), factors=())
+        command = [sys.executable, __file__, "--slide-job", str(slide), "--encoder", name, "--patches", str(patches)]
+
+        def run(times: list[tuple[str, float]]) -> None:
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            times += [(line.rpartition(" ")[0], float(line.rpartition(" ")[2])) for line in said.splitlines()]
+
+        for way in ("alone", "queued"):
+            jobs: list[list[tuple[str, float]]] = [[], []]
+            threads = [threading.Thread(target=run, args=(times,)) for times in jobs]
+            start = time.time()
+            for thread in threads:
+                thread.start()
+                if way == "alone":
+                    thread.join()
+                else:
+                    time.sleep(1)
+            for thread in threads:
+                thread.join()
+            first, second = sorted(jobs, key=lambda times: times[0][1])
+            found[f"idle_{way}_s"] = round(second[0][1] - first[-1][1], 2)
+            if way == "alone":
+                found["start_s"] = round(first[0][1] - start, 2)
+    print(f"{name}: {found}")
+    return found
+
+
 def main() -> None:
     """Print what was measured, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--child", type=Path)
+    parser.add_argument("--slide-job", type=Path)
+    parser.add_argument("--encoder", default=NETWORK)
     parser.add_argument("--patches", type=int, default=0)
     args = parser.parse_args()
+    if args.slide_job:
+        slide_job(args.slide_job, args.encoder, args.patches)
+        return
     if args.child:
         child(args.child, args.patches)
         return
@@ -231,6 +307,7 @@ def main() -> None:
         "goals": GOALS,
         "memory_ratio": round(memory(largest), 3),
         **storage(10000),
+        **between_slides(NETWORK, 96 if args.quick else 192),
         "load": round(load, 1),
     }
     print(json.dumps(result))

@@ -34,12 +34,12 @@ class Kind:
         return (int(self.mlp * 2 / 3) + 7) // 8 * 8
 
 
-def draw(kind: Kind, *, seed: int = 0) -> State:
+def draw(kind: Kind, *, seed: int = 0, scale: float = 0.1) -> State:
     """Draw every tensor that a published file holds, those that a feature does not need included."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) * 0.1
+        return torch.randn(*shape, generator=generator) * scale
 
     patches = (kind.image // kind.patch) ** 2
     state = {
