@@ -3,8 +3,8 @@
     python benchmarks/embedding.py [--quick]
 
 Rates are compared within one run, alternating, on one thread for the encoder and one that reads; the medians count.
-Memory is the peak of a process of its own for each size of slide. What a device idles between two slides is measured with
-one CPU in place of a GPU, which two jobs claim as they would a GPU.
+Memory is the peak of a process of its own for each size of slide. What a device idles between two slides is measured
+with one CPU in place of a GPU, which two jobs claim as they would a GPU.
 """
 
 import argparse
