@@ -209,7 +209,7 @@ def test_conchs_pool_is_attention_of_eight_heads_to_all_tokens() -> None:
     with torch.inference_mode():
         found = network.ln_contrast(network.attn_pool_contrast(tokens))  # type: ignore[operator]
     part = {name.removeprefix("attn_pool_contrast."): tensor for name, tensor in state.items()}
-    bias = part["attn.in_proj_bias"].split(512)
+    bias = part["attn.in_proj_bias"].view(3, 512)
     keys = torch.nn.functional.layer_norm(tokens, (768,), part["ln_k.weight"], part["ln_k.bias"])
     query = torch.nn.functional.layer_norm(part["query"], (512,), part["ln_q.weight"], part["ln_q.bias"])
     query = (query @ part["attn.q_proj_weight"].T + bias[0]).view(8, 64)
