@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 """What `fetch` records beside the weights: digest, source, revision and licence of each file."""
+
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def sha256_of(path: Path) -> str:
@@ -175,19 +179,18 @@ def fetch(name: str, folder: Path) -> Path:
                 f"{name}: its weights ({found.licence}) are published for download by hand only, at {found.source}; "
                 f"put the file at {path}"
             )
-        _download(found, path)
-        _record_of(found, path)
+        _record_of(found, path, revision=_download(found, path))
     digest = verify(path, found.sha256)
     logger.info("%s: %s, sha256 %s, licence %s", name, path, digest, found.licence)
     return path
 
 
-def _record_of(found: "EncoderSpec", path: Path) -> None:
+def _record_of(found: "EncoderSpec", path: Path, *, revision: str) -> None:
     entry = {
         "encoder": found.name,
         "sha256": known_sha256(path),
         "source": found.source,
-        "revision": found.revision or "newest when fetched",
+        "revision": revision or "newest when fetched",
         "licence": found.licence,
     }
     record(path, entry)
@@ -201,7 +204,8 @@ def _fetch_snapshot(name: str, folder: Path) -> Path:
     place, hub_id = snapshot_folder(name, folder), name.removeprefix(HUB_PREFIX)
     wanted = _SnapshotFile(name, hub_id, "config.json")
     if not (place / "config.json").exists():
-        _download(wanted, place / "config.json")
+        # the commit of the first file is that of all others
+        wanted = replace(wanted, revision=_download(wanted, place / "config.json"))
     if not (place / PREPROCESSING).exists():
         with contextlib.suppress(_NotOnHubError):  # timm's models have none
             _download(replace(wanted, hub_file=PREPROCESSING), place / PREPROCESSING)
@@ -210,10 +214,10 @@ def _fetch_snapshot(name: str, folder: Path) -> Path:
         path = place / file
         try:
             if not path.exists():
-                _download(replace(wanted, hub_file=file), path)
+                revision = _download(replace(wanted, hub_file=file), path)
+                _record_of(spec(name, folder), path, revision=revision)
         except _NotOnHubError:
             continue
-        _record_of(spec(name, folder), path)
         logger.info("%s: %s, sha256 %s", name, path, known_sha256(path))
         return path
     raise ConfigError(f"{name}: the hub has none of {', '.join(WEIGHTS_NAMES)} in {hub_id}; give another model")
@@ -234,9 +238,13 @@ class _NotOnHubError(ConfigError):
     """The hub has no such file, or hides it."""
 
 
-def _download(found: "EncoderSpec | _SnapshotFile", path: Path) -> None:
-    """Download a file to `path`, which appears only when the file is complete and of the published digest."""
-    from huggingface_hub import errors, hf_hub_download
+def _download(found: "EncoderSpec | _SnapshotFile", path: Path) -> str:
+    """Download a file to `path`, which appears only when it is complete and of the published digest; give its commit.
+
+    The hub says which commit it serves, and of a large file the sha256: both are taken at their word only once the
+    bytes that arrived agree.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     from pipeline.store import replacing  # imports zarr, which those who only want a digest need not wait for
 
@@ -245,10 +253,15 @@ def _download(found: "EncoderSpec | _SnapshotFile", path: Path) -> None:
 
     page = f"https://huggingface.co/{found.hub_id}"
     logger.info("%s: downloading %s of %s", found.name, found.hub_file, page)
+    client = transport_error.__module__.partition(".")[0]
+    logging.getLogger(client).setLevel(logging.WARNING)  # its line a request tells the user nothing
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as scratch:
         try:
-            fetched = hf_hub_download(found.hub_id, found.hub_file, revision=found.revision or None, local_dir=scratch)
+            url = hf_hub_url(found.hub_id, found.hub_file, revision=found.revision or None)
+            served = get_hf_file_metadata(url)
+            commit = served.commit_hash or found.revision
+            fetched = hf_hub_download(found.hub_id, found.hub_file, revision=commit or None, local_dir=scratch)
         except errors.GatedRepoError as error:
             raise ConfigError(
                 f"{found.name}: its owners give access on request; ask at {page}, then set HF_TOKEN and fetch again"
@@ -263,8 +276,13 @@ def _download(found: "EncoderSpec | _SnapshotFile", path: Path) -> None:
         except transport_error as error:
             raise _unreachable(found, path, page) from error
         verify(Path(fetched), found.sha256)
+        if served.etag and SHA256.fullmatch(served.etag) and known_sha256(Path(fetched)) != served.etag:
+            raise ConfigError(
+                f"{found.name}: {found.hub_file} arrived damaged, its sha256 is not the hub's; fetch again"
+            )
         with replacing(path) as part:
             shutil.move(fetched, part)
+    return commit
 
 
 def _unreachable(found: "EncoderSpec | _SnapshotFile", path: Path, page: str) -> ConfigError:

@@ -20,6 +20,7 @@ class Hub(BaseHTTPRequestHandler):
     """Serve one file the way the hub does: over HTTP, with the headers that its client reads."""
 
     error = ""
+    damaged = False
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
@@ -28,7 +29,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(with_body=True)
 
     def answer(self, *, with_body: bool) -> None:
-        found = self.path == f"/{REPOSITORY}/resolve/main/model.safetensors"
+        found = self.path in {f"/{REPOSITORY}/resolve/{revision}/model.safetensors" for revision in ("main", COMMIT)}
         if self.error or not found:
             self.send_response(403 if self.error == "GatedRepo" else 404)
             self.send_header("X-Error-Code", self.error or "EntryNotFound")
@@ -41,7 +42,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         if with_body:
-            self.wfile.write(CONTENT)
+            self.wfile.write(CONTENT if not self.damaged else CONTENT[::-1])
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Keep the test's output to itself."""
@@ -110,8 +111,18 @@ def test_a_file_of_the_hub_arrives_whole_and_alone(
     assert path == folder / "timm-test_vit.safetensors"
     assert path.read_bytes() == CONTENT
     assert sorted(entry.name for entry in folder.iterdir()) == ["manifest.json", path.name]
-    assert weights.read_manifest(folder)[path.name]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+    recorded = weights.read_manifest(folder)[path.name]
+    assert (recorded["sha256"], recorded["revision"]) == (hashlib.sha256(CONTENT).hexdigest(), COMMIT)
     assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
+
+
+def test_a_file_that_is_not_of_the_hubs_digest_is_not_kept(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "damaged", True)
+    with pytest.raises(ConfigError, match="arrived damaged, its sha256 is not the hub's"):
+        weights.fetch(MODEL, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_there_is_not_fetched_again(hub: type[Hub], tmp_path: Path) -> None:
