@@ -5,6 +5,7 @@ full.
 """
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -103,7 +104,7 @@ def encode(
 
 def _collect(reader: ReadAhead, model: Encoder, chunks: Chunks, timing: Timing) -> None:
     """Encode every batch, one while the one before it is fetched, and save each chunk when it is past."""
-    writer = _ChunkWriter(chunks, model)
+    writer, submit = _ChunkWriter(chunks, model), _Submitter(model)
     running: deque[tuple[Filled, Callable[[], NDArray[np.float32]]]] = deque()
 
     def finish() -> None:
@@ -122,7 +123,7 @@ def _collect(reader: ReadAhead, model: Encoder, chunks: Chunks, timing: Timing) 
         if batch is None:
             break
         with _Clock(timing, "device"):
-            running.append((batch, _submit(model, batch.patches)))
+            running.append((batch, submit(batch.patches)))
         if len(running) > 1:
             finish()
     while running:
@@ -218,8 +219,34 @@ def _buffer(model: Encoder, patch_px: int) -> NDArray[np.uint8]:
     return np.empty((PLAIN_BATCH, patch_px, patch_px, 3), np.uint8)
 
 
-def _submit(model: Encoder, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
-    if isinstance(model, Overlapping):
-        return model.submit(patches)
-    encoded = model(patches)
-    return lambda: encoded
+class _Submitter:
+    """Start to encode patches; an encoder that says nothing of batches gets fewer at once when its memory runs out."""
+
+    def __init__(self, model: Encoder) -> None:
+        self._model = model
+        self._fits = PLAIN_BATCH
+
+    def __call__(self, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Give a function that waits for the features of patches [B, p, p, 3]."""
+        if isinstance(self._model, Overlapping):
+            return self._model.submit(patches)
+        parts: list[NDArray[np.float32]] = []
+        start = 0
+        while start < len(patches):
+            part = patches[start : start + self._fits]
+            try:
+                parts.append(self._model(part))
+            except _out_of_memory():
+                if len(part) == 1:
+                    raise
+                self._fits = (len(part) + 1) // 2
+                log.info("out of memory at %d patches; going on with %d", len(part), self._fits)
+                continue
+            start += len(part)
+        return lambda: np.concatenate(parts)
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """Give what a device without memory raises; an encoder that never imported torch raises none of it."""
+    torch = sys.modules.get("torch")
+    return (torch.OutOfMemoryError,) if torch is not None else ()

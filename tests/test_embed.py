@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import embed, encoders, store
 from pipeline.chunks import Chunks, digest_of
@@ -40,6 +41,19 @@ class Colours:
     def __call__(self, patches):
         flat = patches.reshape(len(patches), -1, 3).astype(np.float32)
         return np.concatenate([flat.mean(1), flat.std(1)], 1)
+
+
+class Narrow(Colours):
+    def __call__(self, patches):
+        import torch
+        if len(patches) > 10:
+            raise torch.OutOfMemoryError(f"{len(patches)} patches")
+        return super().__call__(patches)
+
+
+class Nothing(Narrow):
+    def __call__(self, patches):
+        return super().__call__(np.concatenate([patches] * 11))
 """
 
 
@@ -164,6 +178,21 @@ claim(["0"], folder=Path(sys.argv[1]))
 print("taken", flush=True)
 time.sleep(60)
 """
+
+
+def test_an_encoder_of_ones_own_that_runs_out_of_memory_gets_fewer_patches_at_once(
+    in_study: Path, whole: store.Artefact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run_embed(in_study, tmp_path / "a.zarr.zip", encoder="colours_of_a_patch:Narrow")
+    assert "out of memory at 16 patches; going on with 8" in caplog.text
+    assert caplog.text.count("out of memory") == 3
+    made = store.read(tmp_path / "a.zarr.zip")
+    assert made.arrays["features"].tobytes() == whole.arrays["features"].tobytes()
+    with pytest.raises(torch.OutOfMemoryError):
+        run_embed(in_study, tmp_path / "b.zarr.zip", encoder="colours_of_a_patch:Nothing")
+
+
 WAITING = """
 import logging, sys
 from pathlib import Path
