@@ -4,19 +4,22 @@ Every metric is computed with a weight a sample. One evaluation has weights of 1
 counts, so that all resamples share one sort and are a few matrix products.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
+from asmil.resampling import Floats, Method, resampled_intervals
 
 CALIBRATION_BINS = 15
 """Equal-width bins of the highest probability; the usual number since Guo et al. 2017 (arXiv 1706.04599)."""
 
-_BLOCK = 4_000_000
-"""Weights held at once, 32 MB: bounds the memory of a bootstrap whatever the size of the cohort."""
+OPERATING_POINT = 0.9
+"""The specificity at which sensitivity is given, and the other way round."""
+
+_EPS = 1e-12
+"""Smallest probability in the logarithmic loss."""
 
 
 def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
@@ -32,9 +35,11 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
     Returns
     -------
     `accuracy`; `balanced_accuracy`, the mean recall of the classes that occur; `macro_f1`, the mean over the classes
-    that occur or are predicted; `auroc` and `auprc` (average precision), of class 1 when C = 2, else the mean of one
-    class against the rest, NaN where a class does not occur (or is the only one); `brier`, the mean squared error of
-    class 1 when C = 2, else summed over classes; `ece`, the expected calibration error.
+    that occur or are predicted; `brier`, the mean squared error of class 1 when C = 2, else summed over classes;
+    `log_loss`; `ece`, the expected calibration error. Of class 1 when C = 2, else the mean of one class against the
+    rest, NaN where a class does not occur (or is the only one): `auroc`; `auprc` (average precision);
+    `sensitivity_at_90_specificity` and `specificity_at_90_sensitivity`, the best of the thresholds that reach 0.9 of
+    the other.
 
     Raises
     ------
@@ -42,7 +47,7 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
         If the shapes do not fit, a label is not a class, or a probability is not finite.
     """
     classes, values = _check(labels, probabilities)
-    metrics = _weighted_metrics(classes, values, np.ones((1, len(classes))))
+    metrics = weighted_metrics(classes, values, np.ones((1, len(classes))))
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
@@ -54,8 +59,9 @@ def bootstrap_intervals(
     resamples: int = 2000,
     level: float = 0.95,
     seed: int,
+    method: Method = "percentile",
 ) -> dict[str, tuple[float, float]]:
-    """Give percentile intervals of `classification_metrics`, resampling groups (patients) with replacement.
+    """Give intervals of `classification_metrics`, resampling groups (patients) with replacement.
 
     Parameters
     ----------
@@ -65,6 +71,8 @@ def bootstrap_intervals(
         The patient of each sample, [n]; all samples of a patient are drawn together.
     resamples, level
         Number of resamples, and the share of them inside the interval.
+    method
+        `percentile` or `bca`, see `asmil.resampling.bootstrap`.
 
     Returns
     -------
@@ -74,35 +82,13 @@ def bootstrap_intervals(
     if len(groups) != len(classes):
         raise ValueError(f"{len(groups)} groups for {len(classes)} labels; give one a sample")
     return resampled_intervals(
-        lambda weights: _weighted_metrics(classes, values, weights), groups, resamples=resamples, level=level, seed=seed
+        lambda weights: weighted_metrics(classes, values, weights),
+        groups,
+        resamples=resamples,
+        level=level,
+        seed=seed,
+        method=method,
     )
-
-
-def resampled_intervals(
-    compute: Callable[[Floats], dict[str, Floats]],
-    groups: Sequence[Any] | NDArray[Any],
-    *,
-    resamples: int,
-    level: float,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Give percentile intervals of any metrics that take weights; parameters as for `bootstrap_intervals`.
-
-    Parameters
-    ----------
-    compute
-        Gives every metric, [R], under weights [R, n]: how often each of the n samples was drawn.
-    """
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"resamples is {resamples} and level {level}; give at least 1, and a level in (0, 1)")
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // max(len(member), len(names)))
-    parts = []
-    for start in range(0, resamples, block):
-        counts = _draw_counts(rng, rows=min(block, resamples - start), groups=len(names))
-        parts.append(compute(counts[:, member]))
-    return {name: _interval(np.concatenate([part[name] for part in parts]), level) for name in parts[0]}
 
 
 def _check(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], Floats]:
@@ -117,22 +103,8 @@ def _check(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int6
     return classes, values
 
 
-def _draw_counts(rng: np.random.Generator, *, rows: int, groups: int) -> Floats:
-    """Give how often each group is drawn in each resample, [rows, groups]; every row sums to `groups`."""
-    drawn = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
-
-
-def _interval(values: Floats, level: float) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    if len(known) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _weighted_metrics(labels: NDArray[np.int64], probabilities: Floats, weights: Floats) -> dict[str, Floats]:
-    """Give every metric [R] under weights [R, n]."""
+def weighted_metrics(labels: NDArray[np.int64], probabilities: Floats, weights: Floats) -> dict[str, Floats]:
+    """Give every metric of `classification_metrics`, [R], under weights [R, n]; no argument is checked."""
     count = probabilities.shape[1]
     truth = np.eye(count)[labels]
     guess = np.eye(count)[probabilities.argmax(axis=1)]
@@ -145,9 +117,9 @@ def _weighted_metrics(labels: NDArray[np.int64], probabilities: Floats, weights:
         "accuracy": hits.sum(axis=1) / total,
         "balanced_accuracy": _mean_where(hits, support),
         "macro_f1": _mean_where(2 * hits, support + predicted),
-        "auroc": np.mean([auroc for auroc, _ in ranks], axis=0),
-        "auprc": np.mean([auprc for _, auprc in ranks], axis=0),
+        **{name: np.mean([found[name] for found in ranks], axis=0) for name in ranks[0]},
         "brier": weights @ (error[:, 1] if count == 2 else error.sum(axis=1)) / total,
+        "log_loss": weights @ -np.log(np.clip((probabilities * truth).sum(axis=1), _EPS, 1)) / total,
         "ece": _calibration_error(labels, probabilities, weights) / total,
     }
 
@@ -163,8 +135,12 @@ def _mean_where(numerator: Floats, denominator: Floats) -> Floats:
     return mean
 
 
-def _rank_metrics(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Give AUROC (ties count half) and average precision, each [R]; NaN without a positive or without a negative."""
+def _rank_metrics(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> dict[str, Floats]:
+    """Give what depends on the order of the scores alone, [R] each; NaN without a positive or without a negative.
+
+    AUROC (ties count half), average precision, and the best sensitivity (specificity) of the thresholds whose
+    specificity (sensitivity) is at least `OPERATING_POINT`.
+    """
     order = np.argsort(scores, kind="stable")
     ascending = scores[order]
     starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])  # one group for each distinct score
@@ -178,10 +154,20 @@ def _rank_metrics(positive: NDArray[np.bool_], scores: Floats, weights: Floats) 
     raised = caught + all_negative[:, None] - below
     precision = np.divide(caught, raised, out=np.zeros_like(caught), where=raised > 0)
     known = (all_positive > 0) & (all_negative > 0)
-    nothing = np.full(len(weights), np.nan)
-    auroc = np.divide(wins, all_positive * all_negative, out=nothing.copy(), where=known)
-    auprc = np.divide((positives * precision).sum(axis=1), all_positive, out=nothing, where=known)
-    return auroc, auprc
+
+    def share(numerator: Floats, denominator: Floats) -> Floats:
+        found: Floats = np.divide(numerator, denominator, out=np.full(len(weights), np.nan), where=known)
+        return found
+
+    # weights are whole numbers: what is added guards the comparison against rounding
+    specific = below >= OPERATING_POINT * all_negative[:, None] - 1e-9
+    sensitive = caught >= OPERATING_POINT * all_positive[:, None] - 1e-9
+    return {
+        "auroc": share(wins, all_positive * all_negative),
+        "auprc": share((positives * precision).sum(axis=1), all_positive),
+        "sensitivity_at_90_specificity": share((caught * specific).max(axis=1), all_positive),
+        "specificity_at_90_sensitivity": share((below * sensitive).max(axis=1), all_negative),
+    }
 
 
 def _calibration_error(labels: NDArray[np.int64], probabilities: Floats, weights: Floats) -> Floats:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from asmil.metrics import Floats, resampled_intervals
+from asmil.resampling import Floats, resampled_intervals
 from asmil.survival import weighted_concordance
 
 

