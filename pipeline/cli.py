@@ -15,6 +15,7 @@ from typer import Argument, Option
 from pipeline import check_command, isolation, running
 from pipeline.cli_encoders import add_encoder_commands
 from pipeline.cli_models import add_model_commands
+from pipeline.cli_predict import add_predict_commands
 from pipeline.cli_slides import add_slide_commands
 from pipeline.endings import exit_code
 from pipeline.errors import SlideError
@@ -32,6 +33,7 @@ app.command()(check_command.check)
 app.command()(check_command.cohort)
 add_slide_commands(app)
 add_model_commands(app)
+add_predict_commands(app)
 add_encoder_commands(app)
 
 

@@ -1,11 +1,11 @@
-"""The commands that divide the labelled slides, train models on them, and predict."""
+"""The commands that divide the labelled slides, and train and compare models on them."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from pipeline.errors import ConfigError
 from pipeline.options import (
@@ -47,8 +47,8 @@ class GroupBy(StrEnum):
 
 
 def add_model_commands(app: typer.Typer) -> None:
-    """Add `split`, `train`, `predict` and `compare` to the command line."""
-    for command in (split, train, predict, compare):
+    """Add `split`, `train` and `compare` to the command line."""
+    for command in (split, train, compare):
         app.command()(command)
 
 
@@ -113,6 +113,7 @@ def train(
         RecipeKind, Option(help="Train by the options here, or as the model's source.")
     ] = RecipeKind.shared,
     stability_slides: Annotated[int, Option(min=0, help="Validation slides that attention is followed on.")] = 8,
+    preparation: Annotated[str, Option(help="How the bags were made, as JSON; kept with the model.")] = "{}",
     cache_mb: Annotated[int, Option(min=0, help="Memory for features, MiB.")] = 4096,
     seed: Seed,
     threads: Threads = 1,
@@ -139,26 +140,11 @@ def train(
         risk_set=risk_set,
         recipe=recipe.value,
         stability_slides=stability_slides,
+        preparation=_json_options(preparation, "--preparation"),
         cache_gb=cache_mb / 1024,
         seed=seed,
         device=choose_device(gpus=gpus),
     )
-
-
-def predict(
-    bag: Annotated[Path, Argument(help="Bag of the slide.", show_default=False)],
-    *,
-    splits: Annotated[Path, Option(help="Splits file.")],
-    models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
-    attention: Annotated[Path, Option(help="Attention artefact to write.")],
-) -> None:
-    """Predict one slide and score its patches."""
-    import torch
-
-    from pipeline import predict as stage
-
-    torch.set_num_threads(1)
-    stage.run(bag, splits=splits, models=models, attention=attention, device="cpu")
 
 
 def compare(

@@ -43,6 +43,16 @@ class Prediction:
         Mean rank correlation of the folds' attention, over their pairs; NaN with one fold.
     task, value
         What was learned, and where it is no class, the mean of the folds' values; these are then in `by_fold` (F, 1).
+    fold_low, fold_high
+        Range over the folds of the predicted class's probability; NaN with one fold.
+    calibrated, calibrated_by_fold
+        Probabilities by the temperatures, mean and by fold.
+    decision, decision_reason
+        A class or `abstained`, and why it abstains.
+    ood_score
+        Distance to the training slides over its limit; NaN if unknown.
+    deletion
+        As `faithfulness.deletion` gives it.
     """
 
     predicted: str
@@ -55,6 +65,14 @@ class Prediction:
     map_agreement: float = math.nan
     task: str = CLASSIFICATION
     value: float = math.nan
+    fold_low: float = math.nan
+    fold_high: float = math.nan
+    calibrated: tuple[float, ...] = ()
+    calibrated_by_fold: NDArray[np.float64] | None = None
+    decision: str = ""
+    decision_reason: str = ""
+    ood_score: float = math.nan
+    deletion: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +123,11 @@ def gather(cohort: Path, results: Path) -> list[SlideResult]:
         If an attention artefact is damaged.
     """
     with cohort.open(encoding="utf-8", newline="") as handle:
-        return [_result(row, results) for row in csv.DictReader(handle, delimiter="\t")]
+        return [result_of(row, results) for row in csv.DictReader(handle, delimiter="\t")]
 
 
-def _result(row: Mapping[str, str], results: Path) -> SlideResult:
+def result_of(row: Mapping[str, str], results: Path) -> SlideResult:
+    """Give the result of one row of the cohort table; raises as `gather` does."""
     slide_id, patient_id, label = row["slide_id"], row["patient_id"], row["label"]
     path = results / "attention" / f"{slide_id}.zarr.zip"
     if not path.exists():
@@ -158,10 +177,21 @@ def _prediction(attributes: Mapping[str, Any], probability: NDArray[Any]) -> Pre
         by_fold=probability.astype(np.float64),
         source=attributes["source"],
         fold_spread=float(attributes["fold_spread"]),
-        map_agreement=float("nan" if attributes.get("map_agreement") is None else attributes["map_agreement"]),
+        map_agreement=_number(attributes.get("map_agreement")),
         task=task_of(attributes),
         value=float(attributes.get("value", math.nan)),
+        fold_low=_number(attributes.get("fold_low")),
+        fold_high=_number(attributes.get("fold_high")),
+        calibrated=tuple(attributes.get("calibrated", ())),
+        decision=attributes.get("decision", ""),
+        decision_reason=attributes.get("decision_reason", ""),
+        ood_score=_number(attributes.get("ood_score")),
+        deletion=attributes.get("deletion"),
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _failing_stage(row: Mapping[str, str], results: Path) -> str:

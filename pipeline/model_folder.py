@@ -1,7 +1,8 @@
 """A trained model as a folder: weights, anchor, and everything a prediction needs to know."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from asmil.seeding import seeded
 from asmil.training import FitResult
 from pipeline import store
 from pipeline.errors import ArtefactError, ConfigError
+from pipeline.outliers import Outliers
 from pipeline.tasks import CLASSIFICATION
-from pipeline.versions import SCHEMA_VERSION, __version__
+from pipeline.versions import SCHEMA_VERSION, __version__, library_versions
 
 __all__ = ["MODELS", "ModelFolder", "build_model", "load_model"]
 
 _MEAN, _SD = "standardise.mean", "standardise.sd"
+_OUTLIERS, _OUTLIER_ARRAYS = "outliers.", ("mean", "basis", "variances")
 
 
 def build_model(name: str, *, d_in: int, classes: int, options: dict[str, Any], seed: int) -> NamedModel:
@@ -63,6 +66,14 @@ class ModelFolder:
         What the model learned.
     scale
         What its output means where it has one: (centre, spread) of centre + spread * output.
+    temperature, thresholds, validation
+        What was fitted on the validation slides, and their class indices and logits, without their names.
+    outliers
+        The distribution of the training slides' features; None where there are too few.
+    seen_overviews
+        Perceptual hashes of the slides of `seen`.
+    preparation
+        How a new slide becomes a bag: settings by stage.
     """
 
     name: str
@@ -77,6 +88,12 @@ class ModelFolder:
     sd: NDArray[np.float32] | None = None
     task: str = CLASSIFICATION
     scale: tuple[float, float] = (0.0, 1.0)
+    temperature: float = 1.0
+    thresholds: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    outliers: Outliers | None = None
+    seen_overviews: list[str] = field(default_factory=list)
+    preparation: dict[str, Any] = field(default_factory=dict)
 
     def standardised(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Give a bag's features (N, d) as the model takes them."""
@@ -91,6 +108,8 @@ class ModelFolder:
         state = {name: tensor.contiguous() for name, tensor in result.best_state.items()}
         if self.mean is not None and self.sd is not None:
             state |= {_MEAN: torch.from_numpy(self.mean), _SD: torch.from_numpy(self.sd)}
+        if self.outliers is not None:
+            state |= {f"{_OUTLIERS}{key}": torch.from_numpy(getattr(self.outliers, key)) for key in _OUTLIER_ARRAYS}
         with store.replacing(folder / "weights.safetensors") as part:
             save_file(state, part)
         with store.replacing(folder / "anchor.safetensors") as part:
@@ -107,7 +126,14 @@ class ModelFolder:
             "fold": self.fold,
             "best_epoch": self.best_epoch,
             "training": self.training,
+            "temperature": self.temperature,
+            "thresholds": self.thresholds,
+            "validation": self.validation,
+            "outliers": None if self.outliers is None else self.outliers.numbers(),
+            "preparation": self.preparation,
+            "versions": library_versions(),
             "seen": self.seen,
+            "seen_overviews": self.seen_overviews,
         }
         store.write_text(folder / "model.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
@@ -154,6 +180,7 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
     except (FileNotFoundError, SafetensorError) as error:
         raise ArtefactError(f"{folder}: its weights are missing or damaged ({error}); train again") from error
     mean, sd = state.pop(_MEAN, None), state.pop(_SD, None)
+    arrays = {key: state.pop(f"{_OUTLIERS}{key}", None) for key in _OUTLIER_ARRAYS}
     model = build_model(
         found["model"],
         d_in=found["options"].pop("d_in"),
@@ -179,4 +206,21 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         sd=None if sd is None else sd.numpy(),
         task=found["task"],
         scale=(found["scale"][0], found["scale"][1]),
+        temperature=found["temperature"],
+        thresholds=found["thresholds"],
+        validation=found["validation"],
+        outliers=_outliers(found["outliers"], arrays, folder=folder),
+        seen_overviews=found["seen_overviews"],
+        preparation=found["preparation"],
     )
+
+
+def _outliers(
+    numbers: Mapping[str, Any] | None, arrays: Mapping[str, torch.Tensor | None], *, folder: Path
+) -> Outliers | None:
+    if numbers is None:
+        return None
+    known = {key: tensor.numpy() for key, tensor in arrays.items() if tensor is not None}
+    if len(known) < len(_OUTLIER_ARRAYS):
+        raise ArtefactError(f"{folder}: its weights do not fit its model.json; train again")
+    return Outliers(known["mean"], known["basis"], known["variances"], **numbers)

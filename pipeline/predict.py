@@ -2,18 +2,24 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asmil.inference import predict
+from asmil.inference import Prediction, predict
 from asmil.stability import agreement
 from pipeline import outcomes, store
+from pipeline.calibration import softmax
+from pipeline.decision import DecisionOptions, decide
 from pipeline.errors import ArtefactError
-from pipeline.model_folder import load_model, read_description
+from pipeline.faithfulness import deletion
+from pipeline.look_alikes import alike
+from pipeline.model_folder import ModelFolder, load_model, read_description
+from pipeline.outliers import summary_vector
 from pipeline.split import Assignment, read_splits
 from pipeline.tasks import CLASSIFICATION
 
@@ -25,21 +31,61 @@ def folds_for(slide_id: str, rows: Sequence[Assignment]) -> tuple[list[int], str
 
     Returns
     -------
-    The folds, and where the prediction comes from: `out_of_fold` if the slide is labelled, else `ensemble`.
+    The folds, and where the prediction comes from: `out_of_fold` if the slide was in a test part, `seen` if it is
+    labelled and never was (all models, some of which were trained on it), else `ensemble` (all models).
     """
-    tested = sorted({row.fold for row in rows if row.slide_id == slide_id and row.role == "test"})
-    if tested:
-        return tested, "out_of_fold"
-    return sorted({row.fold for row in rows}), "ensemble"
+    roles = {row.role for row in rows if row.slide_id == slide_id}
+    if "test" in roles:
+        return sorted({row.fold for row in rows if row.slide_id == slide_id and row.role == "test"}), "out_of_fold"
+    return sorted({row.fold for row in rows}), "seen" if roles else "ensemble"
 
 
-def unseen(folds: Sequence[int], *, models: Path, fingerprint: str) -> list[int]:
-    """Leave out the models that were trained on this very file under another id; all are kept if all were."""
-    kept = [fold for fold in folds if fingerprint not in read_description(models / f"fold-{fold}")["seen"]]
+def folds_in(models: Path) -> list[int]:
+    """Give the numbers of the models in a folder.
+
+    Raises
+    ------
+    ArtefactError
+        If there are none.
+    """
+    names = [folder.parent.name.removeprefix("fold-") for folder in models.glob("fold-*/model.json")]
+    folds = sorted(int(name) for name in names if name.isdigit())
+    if not folds:
+        raise ArtefactError(f"{models} has no trained model (fold-0/model.json); name the folder that a run wrote")
+    return folds
+
+
+def unseen(folds: Sequence[int], *, models: Path, attributes: Mapping[str, Any]) -> list[int]:
+    """Leave out the models that were trained on this very file, or its picture, under another id.
+
+    Parameters
+    ----------
+    attributes
+        Of the slide's bag.
+
+    Returns
+    -------
+    The other folds; all where none is left.
+    """
+    picture = attributes.get("overview_hash")
+    kept = []
+    for fold in folds:
+        known = read_description(models / f"fold-{fold}")
+        copied = picture and any(alike(picture, other) for other in known["seen_overviews"])
+        if attributes["fingerprint"] not in known["seen"] and not copied:
+            kept.append(fold)
     return kept or list(folds)
 
 
-def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) -> None:
+def run(
+    bag: Path,
+    *,
+    splits: Path | None,
+    models: Path,
+    attention: Path,
+    device: str,
+    options: DecisionOptions | None = None,
+) -> None:
     """Write the prediction and the attention of one slide.
 
     Parameters
@@ -47,21 +93,26 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
     bag
         The slide's bag; an empty one (of a quarantined slide) gives an empty result that says why.
     splits, models
-        The splits file, and the folder with a `fold-{k}` for each fold.
+        The splits file, and the folder with a `fold-{k}` for each fold; without splits the slide is new to all of
+        them.
     attention
         The artefact to write.
     device
         `cpu` or `cuda`.
+    options
+        When to decide, and how.
     """
+    options = options or DecisionOptions()
     stored = store.read(bag)
     slide_id = stored.attributes["slide_id"]
     found = store.carried_over(stored.attributes)
     arrays: dict[str, NDArray[Any]] = {}
-    rows = read_splits(splits)
+    rows = [] if splits is None else read_splits(splits)
     own = next((row for row in rows if row.slide_id == slide_id), None)
     if stored.ok:
-        folds, source = folds_for(slide_id, rows)
-        folds = unseen(folds, models=models, fingerprint=stored.attributes["fingerprint"])
+        folds, source = folds_for(slide_id, rows) if splits else (folds_in(models), "ensemble")
+        if source == "ensemble":
+            folds = unseen(folds, models=models, attributes=stored.attributes)
         folders = [models / f"fold-{fold}" for fold in folds]
         found |= {"task": read_description(folders[0])["task"], "folds": folds, "source": source}
     if stored.ok and found["task"] != CLASSIFICATION:
@@ -69,24 +120,21 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
         found |= attributes
         log.info("%s: %.4g by folds %s", slide_id, attributes["value"], folds)
     elif stored.ok:
-        probability, fold_scores, classes = judge(stored, folders, device=device)
-        mean = probability.mean(0)
-        winner = int(mean.argmax())
-        alike = agreement(fold_scores)
+        verdict = judge(
+            stored,
+            folders,
+            device=device,
+            outlier_rate=options.outlier_rate,
+            delete=found["source"] == "out_of_fold",
+        )
         arrays = {
-            "score": fold_scores.mean(0),
-            "fold_scores": fold_scores,
+            "score": verdict.scores.mean(0),
+            "fold_scores": verdict.scores,
             "coords": stored.arrays["coords"],
-            "probability": probability,
+            "probability": verdict.probability,
         }
-        found |= {
-            "classes": classes,
-            "predicted": classes[winner],
-            "probabilities": [float(value) for value in mean],
-            "fold_spread": float(probability[:, winner].std()),
-            "map_agreement": None if math.isnan(alike) else alike,
-        }
-        log.info("%s: %s (%.3f) by folds %s", slide_id, classes[winner], mean[winner], folds)
+        found |= described(verdict, options)
+        log.info("%s: %s by folds %s, decision %s", slide_id, found["predicted"], folds, found["decision"])
     found |= {"label": own.label if own else None, "patient_id": own.patient_id if own else ""}
     store.write(
         attention,
@@ -101,34 +149,113 @@ def run(bag: Path, *, splits: Path, models: Path, attention: Path, device: str) 
     )
 
 
-def judge(
-    stored: store.Artefact, folders: Sequence[Path], *, device: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
-    """Apply each model to one bag.
+@dataclass(frozen=True)
+class Verdict:
+    """What F models say of one bag of N patches.
 
-    Returns
-    -------
-    probability
-        Shape (F, C), rows sum to 1.
+    Parameters
+    ----------
+    probability, calibrated
+        Class probabilities, (F, C) each, as the models give them, and by their temperatures.
     scores
-        Shape (F, N), each row a patch's share of the attention, sums to 1.
+        float32 (F, N), each row a patch's share of the attention, sums to 1.
     classes
         Names of the classes.
+    thresholds
+        Of each model, by rule; empty for other than two classes.
+    ood
+        Distance to each model's training slides over its limit, (F,); NaN where it is unknown.
+    deletion
+        As `faithfulness.deletion` gives it, of the first model; None where it was not asked for.
+    """
+
+    probability: NDArray[np.float32]
+    calibrated: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    classes: list[str]
+    thresholds: list[dict[str, float]]
+    ood: NDArray[np.float64]
+    deletion: dict[str, Any] | None
+
+
+def judge(
+    stored: store.Artefact, folders: Sequence[Path], *, device: str, outlier_rate: float, delete: bool
+) -> Verdict:
+    """Apply each model to one bag.
+
+    Parameters
+    ----------
+    outlier_rate
+        See `DecisionOptions`.
+    delete
+        Whether to run the deletion test.
 
     Raises
     ------
     ArtefactError
         If a model was trained on bags made otherwise, or two models have other classes.
     """
-    probabilities, scores, classes = [], [], None
+    found: list[Prediction] = []
+    known: list[ModelFolder] = []
+    ood: list[float] = []
+    curve: dict[str, Any] | None = None
     for folder in folders:
         model, description = load_model(folder)
         description.check_bag(stored.attributes, folder=folder)
-        if classes is None:
-            classes = description.classes
-        elif classes != description.classes:
-            raise ArtefactError(f"{folder} has the classes {description.classes}, others {classes}; train again")
-        prediction = predict(model, description.standardised(stored.arrays["features"]), device=device)
-        probabilities.append(prediction.probabilities)
-        scores.append(prediction.score)
-    return np.stack(probabilities).astype(np.float32), np.stack(scores).astype(np.float32), classes or []
+        known.append(description)
+        if description.classes != known[0].classes:
+            raise ArtefactError(
+                f"{folder} has the classes {description.classes}, others {known[0].classes}; train again"
+            )
+        features = description.standardised(stored.arrays["features"])
+        found.append(predict(model, features, device=device))
+        if description.outliers is not None:
+            distance = description.outliers.distance(summary_vector(features))
+            ood.append(distance / description.outliers.limit(outlier_rate))
+        if delete and len(found) == 1:
+            curve = deletion(model, features, found[0].score, device=device)
+    return Verdict(
+        probability=np.stack([each.probabilities for each in found]).astype(np.float32),
+        calibrated=np.stack(
+            [softmax(each.logits, model.temperature) for each, model in zip(found, known, strict=True)]
+        ),
+        scores=np.stack([each.score for each in found]).astype(np.float32),
+        classes=known[0].classes,
+        thresholds=[model.thresholds for model in known],
+        ood=np.array(ood if len(ood) == len(found) else [math.nan] * len(found)),
+        deletion=curve,
+    )
+
+
+def described(verdict: Verdict, options: DecisionOptions) -> dict[str, Any]:
+    """Give what the attention artefact says of a verdict, as attributes."""
+    mean = verdict.probability.mean(0)
+    winner = int(mean.argmax())
+    likeness = agreement(verdict.scores)
+    several = len(verdict.probability) > 1
+    ood_score = float(verdict.ood.mean())
+    binary = len(verdict.classes) == 2 and options.threshold != "most_probable"
+    decision = decide(
+        verdict.calibrated,
+        verdict.classes,
+        thresholds=[each[options.threshold] for each in verdict.thresholds] if binary else None,
+        ood_score=ood_score,
+        options=options,
+    )
+    return {
+        "classes": verdict.classes,
+        "predicted": verdict.classes[winner],
+        "probabilities": [float(value) for value in mean],
+        "fold_spread": float(verdict.probability[:, winner].std()),
+        "fold_low": float(verdict.probability[:, winner].min()) if several else None,
+        "fold_high": float(verdict.probability[:, winner].max()) if several else None,
+        "map_agreement": None if math.isnan(likeness) else likeness,
+        "calibrated": [float(value) for value in verdict.calibrated.mean(0)],
+        "calibrated_by_fold": verdict.calibrated.tolist(),
+        "decision": decision.decision,
+        "decision_reason": decision.reason,
+        "threshold": decision.threshold,
+        "agreement": decision.agreement,
+        "ood_score": None if math.isnan(ood_score) else ood_score,
+        "deletion": verdict.deletion,
+    }

@@ -331,7 +331,7 @@ def flags(
     Parameters
     ----------
     stage
-        `check`, `tile`, `embed`, `split`, `train`, `heatmap` or `report`.
+        `check`, `tile`, `embed`, `split`, `train`, `predict`, `heatmap` or `report`.
     override
         What the user said of the slide, for the stages that open it.
     drawn
@@ -360,25 +360,14 @@ def flags(
                 "weights_folder": paths["weights"],
             }
         case "tile":
-            tiling, outlines = settings["tiling"], drawn or Drawn()
-            values = {
-                **slide,
-                **_prefixed("tissue", settings["tissue"]),
-                **settings["quality"],
-                **{key: tiling[key] for key in ("patch_px", "overlap", "min_tissue", "max_tiles")},
-                "target_mpp": tiling["mpp"],
-                "drawn_tissue": outlines.tissue,
-                "roi": outlines.roi,
-            }
+            outlines = drawn or Drawn()
+            values = {**_tile(settings), **slide, "drawn_tissue": outlines.tissue, "roi": outlines.roi}
         case "embed":
             values = {
                 **slide,
-                "encoder": encoder["name"],
+                **_embed(settings),
                 "weights": encoder["weights"],
                 "weights_folder": paths["weights"],
-                "precision": encoder["precision"],
-                "stain": encoder["stain"],
-                "max_unreadable": settings["tiling"]["max_unreadable"],
             }
         case "split":
             values = {
@@ -398,9 +387,12 @@ def flags(
                 **_task(settings),
                 "risk_set": settings["survival"]["risk_set"] if settings["task"] == "survival" else None,
                 "recipe": settings["training"]["recipe"],
+                "preparation": _json({"tile": _tile(settings), "embed": _embed(settings)}),
                 "stability_slides": settings["stability"]["slides"],
                 "seed": settings["seed"],
             }
+        case "predict":
+            values = dict(settings["decision"])
         case "heatmap":
             values = {**slide, **settings["heatmap"]}
         case "report":
@@ -409,6 +401,29 @@ def flags(
         case _:
             raise ValueError(f"stage {stage!r} has no settings")
     return " ".join(_flag(name, value) for name, value in values.items() if value not in (None, "auto"))
+
+
+def _tile(settings: Settings) -> dict[str, Any]:
+    """Give the settings of `tile` that hold for every slide."""
+    tiling = settings["tiling"]
+    return {
+        **settings["slide"],
+        **_prefixed("tissue", settings["tissue"]),
+        **settings["quality"],
+        **{key: tiling[key] for key in ("patch_px", "overlap", "min_tissue", "max_tiles")},
+        "target_mpp": tiling["mpp"],
+    }
+
+
+def _embed(settings: Settings) -> dict[str, Any]:
+    """Give the settings of `embed` that hold on every machine."""
+    encoder = settings["encoder"]
+    return {
+        "encoder": encoder["name"],
+        "precision": encoder["precision"],
+        "stain": encoder["stain"],
+        "max_unreadable": settings["tiling"]["max_unreadable"],
+    }
 
 
 def _cohort(settings: Settings) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
-from asmil.inference import attention
+from asmil.inference import attention, predict
 from asmil.protocol import AttentionMIL
 from asmil.recipes import build_optimizer, source_config
 from asmil.registry import MODELS
 from asmil.stability import StabilityTracker
 from asmil.tasks import Classification, Regression, SurvivalTask, Task
 from asmil.training import FitConfig, FitResult, Trainer
-from pipeline import checkpoint, store
+from pipeline import calibration, checkpoint, outliers, store
 from pipeline.errors import ConfigError
 from pipeline.model_folder import ModelFolder, build_model
 from pipeline.split import Assignment, read_splits
@@ -152,6 +152,7 @@ def run(
     recipe: Literal["shared", "source"] = "shared",
     stability_slides: int = 8,
     cache_gb: float = 4.0,
+    preparation: dict[str, Any] | None = None,
     seed: int,
     device: str,
 ) -> None:
@@ -179,6 +180,8 @@ def run(
         Validation slides on which attention is followed from epoch to epoch; 0 follows none.
     cache_gb
         Memory for features, in GiB; it changes the time, not the result.
+    preparation
+        How the bags were made, by stage, for the model folder: what a new slide must go through.
     seed
         Seed of the run; every fold derives its own.
     device
@@ -241,7 +244,11 @@ def run(
         len(result.history),
         time.perf_counter() - start,
     )
+    decided = _calibrate(data, network, device=device) if task == CLASSIFICATION else {}
+    attributes = [store.read_attributes(bags / f"{row.slide_id}.zarr.zip") for row in rows if row.role != "test"]
     ModelFolder(
+        **decided,
+        preparation=preparation or {},
         name=model,
         options=dict(network.options),
         classes=data.classes,
@@ -249,11 +256,8 @@ def run(
         fold=fold,
         best_epoch=result.best_epoch,
         training=options,
-        seen=sorted(
-            str(store.read_attributes(bags / f"{row.slide_id}.zarr.zip")["fingerprint"])
-            for row in rows
-            if row.role != "test"
-        ),
+        seen=sorted(str(found["fingerprint"]) for found in attributes),
+        seen_overviews=sorted(found["overview_hash"] for found in attributes if found.get("overview_hash")),
         mean=data.train.mean,
         sd=data.train.sd,
         task=task,
@@ -264,6 +268,29 @@ def run(
         folder / "stability.csv", stability_table(fold_run.stability.rows, result.history, loss=trainer.task.loss_name)
     )
     checkpoint.remove(folder)
+
+
+def _calibrate(data: FoldData, network: AttentionMIL, *, device: str) -> dict[str, Any]:
+    """Give what the validation slides decide of a trained model, as arguments of `ModelFolder`."""
+    slides = [data.validation[index] for index in range(len(data.validation))]
+    logits = np.stack([predict(network, bag.features, device=device, name=bag.name).logits for bag in slides])
+    labels = np.array(data.validation.labels, np.int64)
+    temperature = calibration.fit_temperature(logits, labels)
+    thresholds = {}
+    if len(data.classes) == 2:
+        thresholds = calibration.choose_thresholds(labels == 1, calibration.softmax(logits, temperature)[:, 1])
+    vectors = {
+        role: np.stack([outliers.summary_vector(np.asarray(bags[index].features)) for index in range(len(bags))])
+        for role, bags in (("train", data.train), ("validation", data.validation))
+    }
+    patients = [row.patient_id for row in data.train.rows]
+    log.info("temperature %.3f, thresholds %s", temperature, thresholds)
+    return {
+        "temperature": temperature,
+        "thresholds": thresholds,
+        "validation": {"labels": labels.tolist(), "logits": logits.astype(np.float64).tolist()},
+        "outliers": outliers.fit(vectors["train"], patients, vectors["validation"]),
+    }
 
 
 def _task(name: str, *, risk_set: int) -> Task:

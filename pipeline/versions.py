@@ -6,6 +6,9 @@ writes for the same input, and every artefact of that stage, and what follows fr
 
 __version__ = "0.1.0"
 
+LIBRARIES = ("torch", "numpy", "scikit-learn", "openslide-python", "zarr")
+"""Libraries whose versions a model folder records."""
+
 SCHEMA_VERSION = 1
 """Layout of the artefacts (names of arrays and attributes)."""
 
@@ -14,9 +17,16 @@ STAGE_VERSIONS: dict[str, int] = {
     "tile": 2,
     "embed": 1,
     "split": 1,
-    "train": 1,
+    "train": 2,
     "compare": 1,
-    "predict": 1,
+    "predict": 2,
     "heatmap": 1,
     "report": 1,
 }
+
+
+def library_versions() -> dict[str, str]:
+    """Give the versions of what results depend on."""
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in LIBRARIES}

@@ -97,7 +97,8 @@ rule predict:
         "../../envs/asmil-wsi.yaml"
     params:
         version=STAGE_VERSIONS["predict"],
+        flags=flags("predict"),
         models=RESULTS / "model",
     shell:
-        "python -m pipeline predict {input.bag:q} --splits {input.splits:q} --models {params.models:q}"
-        " --attention {output.attention:q} 2> {log:q}"
+        "python -m pipeline predict-bag {input.bag:q} --splits {input.splits:q} --models {params.models:q}"
+        " --attention {output.attention:q} {params.flags} 2> {log:q}"
