@@ -40,7 +40,7 @@ def headline(attributes: Mapping[str, Any]) -> tuple[str, str]:
         chosen = list(attributes["classes"]).index(attributes["predicted"])
         return attributes["predicted"], probability_text(attributes["probabilities"][chosen])
     if task_of(attributes) == "survival":
-        return attributes["predicted"], f"hazard {times_text(math.exp(attributes['value']))}{TIMES}"
+        return attributes["predicted"], f"{times_text(math.exp(attributes['value']))}{TIMES}"
     return attributes["predicted"], ""
 
 
@@ -50,8 +50,8 @@ def meaning_text(attributes: Mapping[str, Any]) -> str:
         return ""
     if task_of(attributes) == "survival":
         return (
-            "Hazard relative to the median slide the models were trained on "
-            f"(log hazard {attributes['value']:+.2f}); above it is high risk. Not a probability or a time."
+            f"Hazard {times_text(math.exp(attributes['value']))} times that of the median slide the models were trained"
+            f" on (log hazard {attributes['value']:+.2f}); above 1 is high risk. Not a probability or a time."
         )
     return "Predicted number, in the unit of the labels."
 

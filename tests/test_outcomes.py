@@ -89,8 +89,8 @@ def test_predictions_table_has_the_columns_of_the_task() -> None:
 def test_page_says_what_a_risk_and_a_number_mean() -> None:
     risk = {"task": "survival", "predicted": "high risk", "value": math.log(2), "label": "34.2+", "fold_spread": 0.1}
     assert wording.headline(risk)[0] == "high risk"
-    assert wording.headline(risk)[1].startswith("hazard 2.0")
-    assert "relative to the median slide" in wording.meaning_text(risk)
+    assert wording.headline(risk)[1].startswith("2.0")
+    assert "Hazard 2.0 times that of the median slide" in wording.meaning_text(risk)
     assert wording.label_text(risk) == "Label: no event until 34.2, when last seen."
     assert wording.label_text({**risk, "label": "34.2"}) == "Label: event at 34.2."
     assert "2 of 3 models say high risk" in wording.spread_text(risk, np.array([[1.2], [-0.1], [0.9]]))
