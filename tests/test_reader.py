@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import embed, store
+from pipeline.discovery import discover
 from pipeline.errors import SlideError
 from pipeline.fingerprint import fingerprint
 from pipeline.reader import DirectPatches, SourceChooser, compare
@@ -30,6 +32,11 @@ SHARED = {
     "awkward/generic_no_resolution.tif": "direct",
     "awkward/jp2k_33005.svs": "direct",
     "awkward/mag_only_no_mpp.svs": "direct",
+    "awkward/mpp_comma.svs": "direct",
+    "awkward/mpp_text.svs": "direct",
+    "awkward/mpp_zero.svs": "direct",
+    "awkward/name with space & ünïcode (1).svs": "direct",
+    "awkward/no_mpp_no_mag.svs": "direct",
     "awkward/odd_1_3_10.tif": "direct",
     "awkward/ome_subifd.ome.tif": "direct",
     "awkward/pyramid_aperio.svs": "direct",
@@ -42,9 +49,12 @@ SHARED = {
     "awkward/test_orient0.tif": "openslide",
     "awkward/tile_512_lzw.tif": "openslide",
     "slides/fluorescence-dapi.ndpi": "openslide",
+    "slides/fluorescence-tritc.ndpi": "openslide",
+    "slides/dicom/multi_frame_jpeg2000_camelyon_challenge_image": "openslide",
+    "slides/dicom/multi_frame_jpeg_camelyon_challenge_image": "openslide",
     "slides/dicom/sm_image": "openslide",
 }
-"""How level 0 of each shared file is read."""
+"""How level 0 of each shared file that opens is read."""
 
 
 def source_of(slide: Slide, *, level: int, coords: NDArray[np.int32], read_px: int = 64) -> PatchSource:
@@ -92,6 +102,52 @@ def test_every_shared_slide_reads_as_openslide_does_at_every_level(shared_data: 
                 source = source_of(slide, level=level, coords=coords, read_px=read_px)
                 assert source.name == expected
                 assert_same(slide, coords, level=level, read_px=read_px, patch_px=patch_px, source=source)
+
+
+def test_no_shared_slide_that_opens_is_left_out_of_the_table(shared_data: Path) -> None:
+    opened = set()
+    for path in discover(shared_data)[0].values():
+        with contextlib.suppress(SlideError), open_slide(path, mpp=0.5):
+            opened.add(path.relative_to(shared_data).as_posix())
+    assert opened == SHARED.keys()
+
+
+@pytest.fixture(scope="module")
+def shared_levels(shared_data: Path) -> list[tuple[Path, int, DirectPatches]]:
+    """Give every level of the shared slides that is read directly: its slide, its number and its source."""
+    found = []
+    for name in (name for name, reader in SHARED.items() if reader == "direct"):
+        with open_slide(shared_data / name, mpp=0.5) as slide:
+            for level, downsample in enumerate(slide.level_downsamples):
+                if float(downsample).is_integer():
+                    grid = read_grid(
+                        slide._file, vendor=slide.vendor, level=level, level_dimensions=slide.level_dimensions
+                    )
+                    found.append((slide.path, level, DirectPatches(slide._file, grid, downsample)))
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_region_of_any_shared_slide_is_openslides(
+    shared_levels: list[tuple[Path, int, DirectPatches]], data: st.DataObject
+) -> None:
+    path, level, source = data.draw(st.sampled_from(shared_levels))
+    grid = source.grid
+    patch_px = data.draw(st.integers(1, 300))
+    read_px = data.draw(st.sampled_from([patch_px, 2 * patch_px, patch_px + 7]))
+    # around the corners, the edges and the tiles' seams, well outside, and anywhere
+    x, y = (
+        st.one_of(
+            st.sampled_from([0, -read_px, 1 - read_px, edge - 1, edge, edge - read_px, tile, tile - read_px]),
+            st.integers(-400, edge + 50),
+        )
+        for edge, tile in ((grid.width, grid.tile_width), (grid.height, grid.tile_height))
+    )
+    corners = np.array(data.draw(st.lists(st.tuples(x, y), min_size=1, max_size=6)), np.int64)
+    coords = (corners * int(source.downsample)).astype(np.int32)
+    with open_slide(path, mpp=0.5) as slide:
+        assert_same(slide, coords, level=level, read_px=read_px, patch_px=patch_px, source=source)
 
 
 def test_the_slides_read_directly_are_all_that_can_be(shared_data: Path) -> None:
