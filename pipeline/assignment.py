@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from pipeline import store
+from pipeline import checksums, store
 from pipeline.errors import ConfigError
 
 Role = Literal["train", "validation", "test"]
@@ -36,7 +36,8 @@ def write_splits(path: Path, rows: Iterable[Assignment]) -> None:
 
 
 def read_splits(path: Path) -> list[Assignment]:
-    """Read what `write_splits` wrote."""
+    """Read what `write_splits` wrote; one whose bytes changed since is renamed, to be made anew."""
+    checksums.check(path)
     with path.open(encoding="utf-8", newline="") as handle:
         reader = csv.DictReader(handle)
         rows = list(reader)

@@ -118,6 +118,19 @@ def strict(
 
 
 @app.command()
+def verify(
+    *,
+    results: Annotated[Path, Option(help="Folder of the results.")] = Path("results"),
+    reports: Annotated[Path, Option(help="Folder of the reports.")] = Path("reports"),
+    repair: Annotated[bool, Option("--repair", help="Rename damaged files; the next run makes them anew.")] = False,
+) -> None:
+    """Read every artefact again and name those that a failing disk changed."""
+    from pipeline import verify as stage
+
+    stage.run(results, reports, repair=repair)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, Argument(help="Folder to write into.")] = Path("demo"),
     *,

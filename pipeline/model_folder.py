@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from asmil.registry import MODELS, NamedModel, build
 from asmil.seeding import seeded
 from asmil.training import FitResult
-from pipeline import store
+from pipeline import checksums, store
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.outliers import Outliers
 from pipeline.tasks import CLASSIFICATION
@@ -155,6 +155,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     ArtefactError
         If it is missing, damaged, or of another schema version.
     """
+    if (folder / "model.json").exists():
+        checksums.check(folder / "model.json")
     try:
         found: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -175,6 +177,8 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         If the folder is incomplete, damaged, or of another schema version.
     """
     found = read_description(folder)
+    if (folder / "weights.safetensors").exists():
+        checksums.check(folder / "weights.safetensors")
     try:
         state = load_file(folder / "weights.safetensors")
     except (FileNotFoundError, SafetensorError) as error:

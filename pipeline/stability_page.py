@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from pipeline import checksums
 from pipeline.charts import COLOURS, Line, line_chart
 
 Record = dict[str, NDArray[np.float64]]
@@ -55,6 +56,7 @@ def read(models: Path) -> dict[int, Record]:
     """Read the stability record of every fold's model below `models`; folds that followed no slide are left out."""
     records = {}
     for path in models.glob("fold-*/stability.csv"):
+        checksums.check(path)
         with path.open(encoding="utf-8", newline="") as handle:
             rows = list(csv.DictReader(handle))
         if rows:

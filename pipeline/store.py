@@ -22,6 +22,7 @@ import zarr
 import zarr.storage
 from numpy.typing import NDArray
 
+from pipeline import checksums
 from pipeline.errors import ArtefactError, SlideError
 from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS
 
@@ -104,6 +105,7 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(path.name + ".part")
     try:
         yield part
+        checksums.keep(part, name=path.name)
         _sync(part)
         part.replace(path)
         _sync(path.parent)
@@ -203,7 +205,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any] | Rows], attributes: Map
 
 
 def read(path: Path, names: Iterable[str] | None = None) -> Artefact:
-    """Read an artefact into memory.
+    """Read an artefact into memory; a damaged one is renamed, so that the same command makes it anew.
 
     Parameters
     ----------
@@ -218,6 +220,30 @@ def read(path: Path, names: Iterable[str] | None = None) -> Artefact:
         If the file is missing, torn, or of another schema version.
     """
     try:
+        return load(path, names)
+    except DamagedError as error:
+        raise checksums.damaged(path, error.why) from error
+
+
+class DamagedError(ArtefactError):
+    """An artefact whose bytes are not those that were written; `why` is what reading it said."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: damaged ({why})")
+        self.why = why
+
+
+def load(path: Path, names: Iterable[str] | None = None) -> Artefact:
+    """Read an artefact as `read` does, and leave a damaged one where it is.
+
+    Raises
+    ------
+    DamagedError
+        If it is torn or changed.
+    ArtefactError
+        If it is missing, cannot be read, or is of another schema version.
+    """
+    try:
         with _open(path) as group:
             attributes: dict[str, Any] = dict(group.attrs)
             _check_schema(path, attributes)
@@ -228,7 +254,9 @@ def read(path: Path, names: Iterable[str] | None = None) -> Artefact:
     except FileNotFoundError as error:
         raise ArtefactError(f"{path}: no such file; run the workflow to make it") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"{path}: damaged ({error}); delete it and run the workflow again") from error
+        raise DamagedError(path, str(error)) from error
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror or error}); look at the disk it is on") from error
     return Artefact(arrays=arrays, attributes=attributes)
 
 

@@ -91,6 +91,12 @@ def tiles_of_all():
     return [RESULTS / "tiles" / f"{slide}.zarr.zip" for slide in COHORT.slides]
 
 
+def intermediates():
+    """Give what lies between slides and reports: asked for by name, as a damaged file that was removed is made anew."""
+    slides = [RESULTS / stage / f"{slide}.zarr.zip" for stage in ("bags", "attention") for slide in COHORT.slides]
+    return [*slides, *tiles_of_all(), RESULTS / "model" / "splits.csv", *model_files(None)]
+
+
 def geojsons():
     """Give the squares for QuPath of every slide."""
     return [RESULTS / "attention" / f"{slide}.geojson" for slide in COHORT.slides]

@@ -1,0 +1,228 @@
+"""Kills, power cuts, full disks and damaged files: each ends in the bits of an undisturbed run, or in a sentence."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import ROOT, Ran, Study, results_of
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("tile", "embed", "split", "train", "predict", "heatmap", "report")
+KILLS_PER_STAGE = 3
+LAST_MOMENT_S = {"split": 1.0, "train": 2.0, "report": 1.5}
+"""Latest kill after a job was seen; the others live for about a second."""
+
+
+def start(study: Study, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        study.command(*arguments),
+        cwd=study.folder,
+        env=study.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def jobs_in(folder: Path) -> Iterator[tuple[int, str]]:
+    """Give process id and stage of the commands that work in a folder."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[1:3] == ["-m", "pipeline"] and (entry / "cwd").resolve() == folder.resolve():
+                yield int(entry.name), words[3]
+        except OSError:  # it ended meanwhile
+            continue
+
+
+@contextmanager
+def killer(folder: Path, *, seed: int) -> Iterator[Counter[str]]:
+    """Kill each stage's first jobs, or the children they work in, at random moments; counts the kills."""
+    chance, kills, stop = random.Random(seed), Counter[str](), threading.Event()
+    doomed: dict[int, tuple[float, str]] = {}
+
+    def hunt() -> None:
+        while not stop.is_set():
+            now = time.monotonic()
+            for process, stage in jobs_in(folder):
+                if stage in STAGES and process not in doomed:
+                    doomed[process] = (now + chance.uniform(0.0, LAST_MOMENT_S.get(stage, 0.7)), stage)
+            for process, (moment, stage) in list(doomed.items()):
+                if now >= moment and kills[stage] < KILLS_PER_STAGE:
+                    del doomed[process]
+                    try:
+                        os.kill(process, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+                    kills[stage] += 1
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=hunt)
+    thread.start()
+    try:
+        yield kills
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_twenty_kills_of_all_stages_end_in_the_same_bits(fresh: Study, finished_run: tuple[Study, Ran]) -> None:
+    with killer(fresh.folder, seed=7) as kills:
+        ran = fresh.run("--retries", "6")
+    assert ran.code == 0, ran.output
+    assert set(kills) == set(STAGES)
+    assert kills.total() >= 20
+    assert results_of(fresh) == results_of(finished_run[0])
+    assert not list(fresh.folder.rglob("*.part"))
+    assert fresh.plan() == {}
+
+
+def test_a_killed_snakemake_is_taken_up_without_a_word_from_the_user(
+    fresh: Study, finished_run: tuple[Study, Ran]
+) -> None:
+    chance = random.Random(11)
+    for _ in range(3):
+        run = start(fresh)
+        time.sleep(chance.uniform(4, 14))
+        run.kill()
+        run.communicate()
+    ran = fresh.run()
+    assert ran.code == 0, ran.output
+    assert "The last run in this folder was killed" in ran.output
+    assert results_of(fresh) == results_of(finished_run[0])
+
+
+def test_a_second_run_in_the_folder_is_refused_and_a_dry_run_is_not(fresh: Study) -> None:
+    first = start(fresh)
+    lock = fresh.folder / ".snakemake" / "asmil-run.lock"
+    while not (lock.exists() and lock.read_text()):
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = fresh.run()
+    planned = fresh.run("--dry-run")
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
+    assert second.code == 1
+    assert second.output.rstrip().splitlines()[-1].startswith(f"Error: another run works in {fresh.folder}")
+    assert f"process {first.pid}" in second.output
+    assert planned.code == 0, planned.output
+
+
+def test_a_power_cut_that_tears_the_newest_files_is_found_and_mended(
+    finished: Study, finished_run: tuple[Study, Ran]
+) -> None:
+    kinds: tuple[str, ...] = (
+        "tiles/slide 0.zarr.zip",
+        "tissue/slide 1.jpg",
+        "tissue/slide 2.geojson",
+        "bags/slide 1.zarr.zip",
+    )
+    kinds += ("model/splits.csv", "model/fold-0/weights.safetensors", "model/fold-1/model.json")
+    kinds += ("model/fold-0/history.csv", "attention/slide 2.zarr.zip", "attention/slide 3.geojson", "cohort.tsv")
+    torn = [finished.folder / "results" / kind for kind in kinds]
+    torn += [finished.folder / "reports" / name for name in ("index.html", "metrics.json", "heatmaps/slide 4.png")]
+    for number, path in enumerate(torn):
+        content = path.read_bytes()
+        if number % 2:
+            path.write_bytes(content[: len(content) // 2])
+        else:  # a byte that a bad disk changed: same size, a plain look does not tell
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    found = pipeline(finished, "verify")
+    assert found.returncode == 1
+    named = [path for path in torn if f"{path.relative_to(finished.folder)}: " in found.stderr]
+    if supports_attributes(finished.folder):
+        assert named == torn
+        assert f"{len(torn)} of " in found.stderr
+    repaired = pipeline(finished, "verify", "--repair")
+    assert repaired.returncode == 0, repaired.stderr
+    ran = finished.run()
+    assert ran.code == 0, ran.output
+    assert results_of(finished) == results_of(finished_run[0])
+    assert pipeline(finished, "verify").returncode == 0
+
+
+def test_a_stage_that_reads_a_damaged_file_says_so_and_the_same_command_mends_it(finished: Study) -> None:
+    damaged = finished.folder / "results" / "attention" / "slide 2.zarr.zip"
+    before = results_of(finished)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])  # newer too: what reads it runs
+    ran = finished.run()
+    assert ran.code == 1
+    assert "results/attention/slide 2.zarr.zip: damaged" in ran.output
+    assert "run the same command again, which makes it anew" in ran.output
+    ran = finished.run()
+    assert ran.code == 0, ran.output
+    assert results_of(finished) == before
+
+
+def pipeline(study: Study, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=study.folder,
+        env={**study.environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def supports_attributes(folder: Path) -> bool:
+    probe = folder / "probe.json"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.asmil_wsi.probe", b"x")
+    except OSError:
+        return False
+    finally:
+        probe.unlink()
+    return True
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give an empty disk of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_in_a_sentence_and_with_space_the_same_command_finishes(
+    finished: Study, finished_run: tuple[Study, Ran], small_disk: Path
+) -> None:
+    results = finished.folder / "results"
+    shutil.rmtree(results / "bags")
+    (results / "bags").symlink_to(small_disk)
+    fill = small_disk / ".fill"
+    fill.write_bytes(b"\0" * (2 * 2**20 - 12 * 4096))
+    ran = finished.run()
+    assert ran.code == 1
+    assert "the disk is full; free some space" in ran.output
+    assert "Traceback" not in ran.output
+    assert not list(small_disk.glob("*.part"))
+    fill.unlink()
+    ran = finished.run()
+    assert ran.code == 0, ran.output
+    expected = {name: value for name, value in results_of(finished_run[0]).items() if not name.startswith("bags/")}
+    assert results_of(finished) == expected  # without the bags, which are behind a link
