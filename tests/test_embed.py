@@ -131,6 +131,41 @@ def test_features_are_those_of_the_patches_in_the_order_of_the_tiles(study: Path
             np.testing.assert_allclose(whole.arrays["features"][index, :3], patch.mean((0, 1)), rtol=1e-3)
 
 
+@pytest.mark.parametrize(("max_unreadable", "used"), [(0.3, True), (0.2, False)])
+def test_unreadable_tiles_are_dropped_and_counted_and_above_the_limit_the_slide_is_left_out(
+    shared_data: Path, tmp_path: Path, max_unreadable: float, used: bool
+) -> None:
+    """Two JPEG tiles of the file are zeros: level-0 px 0 to 512 in x, 1536 to 1792 in y."""
+    path, tiles, bag = shared_data / "awkward" / "two_bad_tiles.tif", tmp_path / "t.zarr.zip", tmp_path / "b.zarr.zip"
+    y, x = np.mgrid[1408:1920:128, 0:1024:128]
+    coords = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32)
+    write_tiles(tiles, path, coords, patch_px=128)
+    embed.run(
+        path,
+        slide_id="a",
+        tiles=tiles,
+        bag=bag,
+        options=EncoderOptions("texture"),
+        max_unreadable=max_unreadable,
+        threads=2,
+        mpp=None,
+        default_mpp=None,
+        mpp_from_objective=False,
+        parameters={},
+    )
+    found = store.read(bag)
+    on_bad = (coords[:, 0] < 512) & (coords[:, 1] >= 1536) & (coords[:, 1] < 1792)
+    assert on_bad.sum() == 8
+    assert found.ok is used
+    if used:
+        assert found.attributes["unreadable"] == 8
+        np.testing.assert_array_equal(found.arrays["coords"], coords[~on_bad])
+        assert len(found.arrays["features"]) == len(coords) - 8
+    else:
+        assert found.attributes["reason"] == f"8 of {len(coords)} tiles cannot be read"
+        assert "max_unreadable" in found.attributes["remedy"]
+
+
 def test_a_bag_says_how_fast_it_was_made_and_by_what_it_was_bound(whole: store.Artefact) -> None:
     assert whole.attributes["patches_per_s"] > 0
     assert whole.attributes["bound_by"] in {"read", "device", "write"}
