@@ -345,7 +345,7 @@ def flags(
     """
     paths, encoder, evaluation = settings["paths"], settings["encoder"], settings["evaluation"]
     # how long a disk may be silent changes no result: rules pass it on as a resource
-    scale = {key: value for key, value in settings["slide"].items() if key != "stalled_after_s"}
+    scale = _scale(settings)
     slide = {**scale, "mpp": override.mpp if override else None}
     match stage:
         case "check":
@@ -403,11 +403,16 @@ def flags(
     return " ".join(_flag(name, value) for name, value in values.items() if value not in (None, "auto"))
 
 
+def _scale(settings: Settings) -> dict[str, Any]:
+    """Give what is known of a slide's scale; how long a slide may stall is no parameter, as it changes no result."""
+    return {key: value for key, value in settings["slide"].items() if key != "stalled_after_s"}
+
+
 def _tile(settings: Settings) -> dict[str, Any]:
     """Give the settings of `tile` that hold for every slide."""
     tiling = settings["tiling"]
     return {
-        **settings["slide"],
+        **_scale(settings),
         **_prefixed("tissue", settings["tissue"]),
         **settings["quality"],
         **{key: tiling[key] for key in ("patch_px", "overlap", "min_tissue", "max_tiles")},
