@@ -1,29 +1,50 @@
-"""Small line charts as inline SVG: text stays text, and nothing is loaded from elsewhere."""
+"""Line charts of the report: Bokeh figures, drawn by the script that the page carries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 import numpy as np
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem
+from bokeh.plotting import figure
+from bokeh.resources import Resources
 from numpy.typing import ArrayLike
 
-SIZE, LEFT, BOTTOM, TOP, RIGHT = 320.0, 58.0, 42.0, 10.0, 12.0
 COLOURS = ("#0b4f6c", "#b5541c", "#4b7f3a", "#7a3e8e", "#8a6d00", "#5b6770")
 """Dark enough on white for a contrast of 4.5 to 1; told apart by dashes too, for readers who do not see the hue."""
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 2")
-TICKS = ((0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1"))
+DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot", "4 4")
+INK, SOFT, RULE = "#1c232b", "#55606b", "#dfe4e8"
 MAX_POINTS = 400
 """Points of a line; more than the chart has pixels would only make the page heavier."""
+
+HEIGHT_PX, LEGEND_ROW_PX = 330, 24
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: a name for the legend, and its points, each float [n], in [0, 1]."""
+    """One line of a chart.
+
+    Parameters
+    ----------
+    name
+        For the legend.
+    x, y
+        Its points, float [n], in the axes' units.
+    markers, line, steps
+        Whether points are marked, whether they are joined, and whether in steps: y holds from its x to the next.
+    low, high
+        A band about the line, float [n]; None draws none.
+    """
 
     name: str
     x: ArrayLike
     y: ArrayLike
     markers: bool = False
+    line: bool = True
+    steps: bool = False
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
 
 
 def line_chart(
@@ -32,11 +53,11 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str,
+    x_range: tuple[float, float] = (0.0, 1.0),
+    y_range: tuple[float, float] = (0.0, 1.0),
     diagonal: bool = False,
-    x_ticks: Sequence[tuple[float, str]] = TICKS,
-    y_ticks: Sequence[tuple[float, str]] = TICKS,
-) -> str:
-    """Draw lines in the unit square.
+) -> figure:
+    """Draw lines.
 
     Parameters
     ----------
@@ -44,65 +65,81 @@ def line_chart(
         At most six are told apart.
     title
         What the chart shows, in words: read out by screen readers.
+    x_range, y_range
+        What the axes span.
     diagonal
         Whether to draw the line y = x as a reference.
-    x_ticks, y_ticks
-        Places in [0, 1] and what is written there: lines with another scale are given as shares of it.
 
     Returns
     -------
-    An `<svg>` element; every text in it is escaped.
+    A Bokeh figure, for `item`.
     """
-    height = SIZE + 18.0 * (len(lines) if len(lines) > 1 else 0)
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {SIZE:g} {height:g}" role="img" aria-label="{escape(title)}">',
-        *_axes(x_label, y_label, x_ticks, y_ticks),
-    ]
+    margin_x, margin_y = (0.02 * (high - low) for low, high in (x_range, y_range))
+    legend_rows = len(lines) if len(lines) > 1 else 0
+    plot = figure(
+        height=HEIGHT_PX + LEGEND_ROW_PX * legend_rows,
+        sizing_mode="stretch_width",
+        x_range=(x_range[0] - margin_x, x_range[1] + margin_x),
+        y_range=(y_range[0] - margin_y, y_range[1] + margin_y),
+        x_axis_label=x_label,
+        y_axis_label=y_label,
+        tools="",
+        toolbar_location=None,
+        name=title,
+    )
+    _dress(plot)
     if diagonal:
-        parts.append(f'<polyline class="reference" points="{_points([0, 1], [0, 1])}"/>')
+        plot.line(list(x_range), list(y_range), color="#8b959e", line_dash="dotted", line_width=1.5)
+    items = []
     for index, line in enumerate(lines):
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        style = f'stroke="{colour}" stroke-dasharray="{dash}"'
-        parts.append(f'<polyline class="line" {style} points="{_points(line.x, line.y)}"/>')
-        if line.markers:
-            parts += [
-                f'<circle cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="3.5" fill="{colour}"/>'
-                for x, y in zip(np.asarray(line.x), np.asarray(line.y), strict=True)
-            ]
+        drawn = _draw(plot, line, colour=COLOURS[index % len(COLOURS)], dash=DASHES[index % len(DASHES)])
+        items.append(LegendItem(label=line.name, renderers=drawn))
+        tooltips = [(x_label, "@x{0.[000]}"), (y_label, "@y{0.[000]}")]
         if len(lines) > 1:
-            y = SIZE + 18.0 * index + 6.0
-            parts.append(f'<line x1="{LEFT:g}" x2="{LEFT + 26:g}" y1="{y:g}" y2="{y:g}" class="line" {style}/>')
-            parts.append(f'<text x="{LEFT + 34:g}" y="{y + 4:g}">{escape(line.name)}</text>')
-    return "".join([*parts, "</svg>"])
+            tooltips.insert(0, ("", "@name"))
+        plot.add_tools(HoverTool(renderers=drawn[:1], tooltips=tooltips, mode="mouse", point_policy="snap_to_data"))
+    if legend_rows:
+        legend = Legend(items=items, orientation="vertical", click_policy="hide", label_text_font_size="13px")
+        legend.update(border_line_color=None, margin=4, padding=2, spacing=2, label_text_color=INK)
+        plot.add_layout(legend, "below")
+    return plot
 
 
-def _x(value: float) -> float:
-    return LEFT + value * (SIZE - LEFT - RIGHT)
+def _draw(plot: figure, line: Line, *, colour: str, dash: str) -> list[Any]:
+    x, y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(np.int64))
+    # lists, not arrays: plain JSON, which a reader can check
+    source = ColumnDataSource({"x": x[kept].tolist(), "y": y[kept].tolist(), "name": [line.name] * len(kept)})
+    drawn = []
+    if line.low is not None and line.high is not None:
+        low, high = (np.asarray(edge, dtype=np.float64)[kept].tolist() for edge in (line.low, line.high))
+        plot.varea(x[kept].tolist(), low, high, fill_color=colour, fill_alpha=0.14)
+    if line.line and line.steps:
+        drawn.append(plot.step("x", "y", source=source, mode="after", color=colour, line_dash=dash, line_width=2.2))
+    elif line.line:
+        drawn.append(plot.line("x", "y", source=source, color=colour, line_dash=dash, line_width=2.2))
+    if line.markers:
+        drawn.insert(0, plot.scatter("x", "y", source=source, color=colour, size=8, fill_alpha=0.75))
+    return drawn
 
 
-def _y(value: float) -> float:
-    return SIZE - BOTTOM - value * (SIZE - BOTTOM - TOP)
+def _dress(plot: figure) -> None:
+    plot.outline_line_color = None
+    plot.background_fill_color = plot.border_fill_color = "#ffffff"
+    plot.grid.grid_line_color = RULE
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "13px"
+    plot.axis.axis_label_text_color = plot.axis.major_label_text_color = SOFT
+    plot.axis.axis_line_color = plot.axis.major_tick_line_color = "#8b959e"
+    plot.axis.minor_tick_line_color = None
+    plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 5
 
 
-def _axes(
-    x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]]
-) -> list[str]:
-    parts = []
-    for tick, text in x_ticks:
-        parts.append(f'<line class="grid" x1="{_x(tick):.1f}" x2="{_x(tick):.1f}" y1="{_y(0):.1f}" y2="{_y(1):.1f}"/>')
-        parts.append(f'<text x="{_x(tick):.1f}" y="{_y(0) + 15:.1f}" text-anchor="middle">{escape(text)}</text>')
-    for tick, text in y_ticks:
-        parts.append(f'<line class="grid" x1="{_x(0):.1f}" x2="{_x(1):.1f}" y1="{_y(tick):.1f}" y2="{_y(tick):.1f}"/>')
-        parts.append(f'<text x="{_x(0) - 6:.1f}" y="{_y(tick) + 4:.1f}" text-anchor="end">{escape(text)}</text>')
-    parts.append(f'<text x="{_x(0.5):.1f}" y="{SIZE - 8:.1f}" text-anchor="middle">{escape(x_label)}</text>')
-    place = f"{11:g} {_y(0.5):.1f}"
-    parts.append(f'<text transform="translate({place}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
-    return parts
+def item(plot: Any, target: str) -> dict[str, Any]:
+    """Give what `Bokeh.embed.embed_item` takes to draw `plot` in the element with the id `target`."""
+    return dict(json_item(plot, target))
 
 
-def _points(x: ArrayLike, y: ArrayLike) -> str:
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if len(xs) > MAX_POINTS:
-        kept = np.unique(np.linspace(0, len(xs) - 1, MAX_POINTS).round().astype(np.int64))
-        xs, ys = xs[kept], ys[kept]
-    return " ".join(f"{_x(a):.1f},{_y(b):.1f}" for a, b in zip(xs, ys, strict=True))
+def script() -> str:
+    """Give the text of Bokeh's own script, as it lies in the installed package; it needs no network."""
+    return "\n".join(Resources(mode="inline", components=["bokeh"], minified=True).js_raw)

@@ -24,6 +24,9 @@ from pipeline.tissue import Overview, TissueOptions, find_pen, find_tissue, look
 
 LOG = logging.getLogger(__name__)
 
+FLAGS = ("pen", "blur", "fold")
+"""Why a tile is left out, in the order in which they are looked at."""
+
 MAX_OVERVIEW_PX = 4_500_000
 """Most pixels of an overview: with them the stage stays within 2 s and 400 MB, whatever the slide's size."""
 
@@ -150,7 +153,7 @@ def exclude(
     """Tell good tiles, shape (N,), from spoilt ones; those by the first flag above its limit, of pen, blur, fold."""
     good = np.ones(len(coords), np.bool_)
     excluded = {}
-    for name, limit in (("pen", quality.max_pen), ("blur", quality.max_blur), ("fold", quality.max_fold)):
+    for name, limit in zip(FLAGS, (quality.max_pen, quality.max_blur, quality.max_fold), strict=True):
         spoilt = good & (shares[name] > limit)
         excluded[name] = coords[spoilt]
         good &= ~spoilt
@@ -242,7 +245,7 @@ def run(
     save_jpeg(preview, picture)
     store.write_text(tissue, json.dumps(outline))
     attributes = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, **attributes)
-    store.write(tiles, {"coords": tiling.coords, **tiling.shares}, attributes)
+    store.write(tiles, {"coords": tiling.coords, **tiling.shares, **_left_out(tiling.excluded)}, attributes)
     LOG.info(
         "%s: %d tiles (%d left out) at %.3f mpp (asked: %.3f), %.1f mm2 of tissue",
         slide_id,
@@ -280,10 +283,10 @@ def write_quarantined(
     """
     LOG.warning("%s: quarantined: %s", slide_id, error)
     found = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, error=error, **attributes)
-    empty = {name: np.empty(0, np.float32) for name in ("tissue", "pen", "blur", "fold")}
+    empty = {name: np.empty(0, np.float32) for name in ("tissue", *FLAGS)}
     save_jpeg(preview, draw_placeholder(slide_id, error, overview=overview))
     store.write_text(tissue, json.dumps({"type": "FeatureCollection", "features": []}))
-    store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty}, found)
+    store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty, **_left_out({})}, found)
 
 
 def _tissue(
@@ -370,6 +373,17 @@ def _preview(
         slide_id=slide_id,
         warnings=slide.warnings,
     )
+
+
+def _left_out(excluded: Mapping[str, NDArray[np.int32]]) -> dict[str, NDArray[Any]]:
+    """Give the tiles that were left out as arrays: their corners, int32 [M, 2], and their flags, indices of `FLAGS`."""
+    named = [(index, excluded[name]) for index, name in enumerate(FLAGS) if name in excluded]
+    return {
+        "excluded": np.concatenate([np.empty((0, 2), np.int32), *(corners for _, corners in named)]),
+        "excluded_flag": np.repeat(
+            np.array([index for index, _ in named], np.uint8), [len(corners) for _, corners in named]
+        ),
+    }
 
 
 def _slide_attributes(slide: Slide) -> dict[str, Any]:
