@@ -1,12 +1,14 @@
 """Line charts of the report: Bokeh figures, drawn by the script that the page carries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem
+from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, PrintfTickFormatter, Range1d
+from bokeh.models.annotations import Legend, LegendItem
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from numpy.typing import ArrayLike
@@ -17,6 +19,9 @@ DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot", "4 4")
 INK, SOFT, RULE = "#1c232b", "#55606b", "#dfe4e8"
 MAX_POINTS = 400
 """Points of a line; more than the chart has pixels would only make the page heavier."""
+
+SMALLEST = 1e-3
+"""Span of an axis below which its numbers are written as powers of ten."""
 
 HEIGHT_PX, LEGEND_ROW_PX = 330, 24
 
@@ -79,8 +84,8 @@ def line_chart(
     plot = figure(
         height=HEIGHT_PX + LEGEND_ROW_PX * legend_rows,
         sizing_mode="stretch_width",
-        x_range=(x_range[0] - margin_x, x_range[1] + margin_x),
-        y_range=(y_range[0] - margin_y, y_range[1] + margin_y),
+        x_range=Range1d(start=x_range[0] - margin_x, end=x_range[1] + margin_x),
+        y_range=Range1d(start=y_range[0] - margin_y, end=y_range[1] + margin_y),
         x_axis_label=x_label,
         y_axis_label=y_label,
         tools="",
@@ -88,6 +93,8 @@ def line_chart(
         name=title,
     )
     _dress(plot)
+    if y_range[1] - y_range[0] < SMALLEST:
+        plot.yaxis.formatter = PrintfTickFormatter(format="%.0e")
     if diagonal:
         plot.line(list(x_range), list(y_range), color="#8b959e", line_dash="dotted", line_width=1.5)
     items = []
@@ -99,7 +106,9 @@ def line_chart(
             tooltips.insert(0, ("", "@name"))
         plot.add_tools(HoverTool(renderers=drawn[:1], tooltips=tooltips, mode="mouse", point_policy="snap_to_data"))
     if legend_rows:
-        legend = Legend(items=items, orientation="vertical", click_policy="hide", label_text_font_size="13px")
+        legend = Legend(
+            items=items, orientation="vertical", location="top_left", click_policy="hide", label_text_font_size="13px"
+        )
         legend.update(border_line_color=None, margin=4, padding=2, spacing=2, label_text_color=INK)
         plot.add_layout(legend, "below")
     return plot
@@ -110,7 +119,7 @@ def _draw(plot: figure, line: Line, *, colour: str, dash: str) -> list[Any]:
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(np.int64))
     # lists, not arrays: plain JSON, which a reader can check
     source = ColumnDataSource({"x": x[kept].tolist(), "y": y[kept].tolist(), "name": [line.name] * len(kept)})
-    drawn = []
+    drawn: list[Any] = []
     if line.low is not None and line.high is not None:
         low, high = (np.asarray(edge, dtype=np.float64)[kept].tolist() for edge in (line.low, line.high))
         plot.varea(x[kept].tolist(), low, high, fill_color=colour, fill_alpha=0.14)
@@ -132,12 +141,25 @@ def _dress(plot: figure) -> None:
     plot.axis.axis_label_text_color = plot.axis.major_label_text_color = SOFT
     plot.axis.axis_line_color = plot.axis.major_tick_line_color = "#8b959e"
     plot.axis.minor_tick_line_color = None
-    plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 5
+    plot.axis.ticker = BasicTicker(desired_num_ticks=5)
 
 
 def item(plot: Any, target: str) -> dict[str, Any]:
     """Give what `Bokeh.embed.embed_item` takes to draw `plot` in the element with the id `target`."""
-    return dict(json_item(plot, target))
+    found: dict[str, Any] = dict(json_item(plot, ID(target)))
+    numbers: dict[str, str] = {}
+
+    def renumbered(value: Any) -> Any:
+        # by their order in the document, not by how many models this process has made before
+        if isinstance(value, Mapping):
+            return {
+                key: numbers.setdefault(part, f"{target}-{len(numbers)}") if key == "id" else renumbered(part)
+                for key, part in value.items()
+            }
+        return [renumbered(part) for part in value] if isinstance(value, list | tuple) else value
+
+    doc = renumbered(found["doc"])
+    return {"target_id": target, "root_id": numbers[found["root_id"]], "doc": doc, "version": found["version"]}
 
 
 def script() -> str:

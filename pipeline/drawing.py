@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +24,9 @@ GREY: Colour = (92, 102, 112)
 PALE: Colour = (222, 226, 230)
 WHITE: Colour = (255, 255, 255)
 TIMES = "\N{MULTIPLICATION SIGN}"
+
+HATCH_PX, HATCH_LINE_PX = 9, 2
+"""Distance and width of the lines over tiles that were not judged."""
 
 _MM_PER_PT = 25.4 / 72.0
 
@@ -150,6 +154,28 @@ def tint(
     layer = colours(percentile[covered], colormap).astype(np.float32)
     tinted[covered] = np.rint((1.0 - opacity) * tissue + opacity * layer).astype(np.uint8)
     return tinted
+
+
+def hatch(pixels: NDArray[np.uint8], where: NDArray[np.bool_], *, crossed: bool) -> None:
+    """Draw slanted lines, or crossed ones, over the pixels [H, W, 3] that lie in `where` [H, W]; changes `pixels`."""
+    pixels[where] = np.rint(0.6 * pixels[where] + 0.4 * 255).astype(np.uint8)
+    pixels[where & hatching(where.shape, crossed=crossed)] = INK if crossed else GREY
+
+
+def hatching(shape: tuple[int, ...], *, crossed: bool) -> NDArray[np.bool_]:
+    """Give slanted lines, or crossed ones, as a mask of `shape` (height, width)."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    lines: NDArray[np.bool_] = (x + y) % HATCH_PX < HATCH_LINE_PX
+    return lines | ((x - y) % HATCH_PX < HATCH_LINE_PX) if crossed else lines
+
+
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bring pixels [H, W, 3] to `size` (width, height): by area averaging where they shrink."""
+    if (pixels.shape[1], pixels.shape[0]) == size:
+        return np.ascontiguousarray(pixels)
+    shrinks = pixels.shape[1] > size[0]
+    found = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(found, dtype=np.uint8)
 
 
 def round_length_um(longest_um: float) -> float:

@@ -1,20 +1,20 @@
 """Draw one slide's attention: a page to read (PNG) and squares for QuPath (GeoJSON)."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import drawing, store
+from pipeline import drawing, maps, specimens, store, views
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
 from pipeline.fingerprint import UNREADABLE
-from pipeline.outcomes import values_array
+from pipeline.maps import Attention, Style, further
 from pipeline.outline import to_qupath
-from pipeline.sheet import Attention, Specimen, Style, View, draw_placeholder, draw_sheet, panel_layout
+from pipeline.sheet import View, draw_placeholder, draw_sheet, panel_layout
 from pipeline.slide import Slide, open_slide
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ def run(
     attention: Path,
     png: Path,
     geojson: Path,
+    view: Path | None = None,
+    tiles: Path | None = None,
     colormap: str,
     opacity: float,
     top_patches: int,
@@ -49,8 +51,10 @@ def run(
         The slide.
     attention
         Its attention artefact. For a quarantined slide the page says why, and the GeoJSON has no features.
-    png, geojson
-        Where to write. The page is A4, landscape.
+    png, geojson, view
+        Where to write. The page is A4, landscape; `view` is what the report's viewer shows, None writes none.
+    tiles
+        The slide's tiles, so that those that were left out are shown as such; None: they are not known.
     colormap
         Name of a matplotlib colour map; see `drawing.palette` for the choice of the default.
     opacity
@@ -73,8 +77,7 @@ def run(
     page = Page(width_px)
     error = store.inherited_error(artefact.attributes)
     if error is None:
-        artefact = store.read(attention, names=("score", "coords", values_array(artefact.attributes)))
-        values = load_attention(artefact)
+        values = maps.load(store.read(attention), None if tiles is None else store.read(tiles))
         style = Style(colormap, opacity, min(top_patches, MOST_SPECIMENS))
         write_geojson(geojson, values)
         try:
@@ -83,7 +86,7 @@ def run(
             with open_slide(
                 slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective
             ) as slide:
-                _draw(page, slide, values, style)
+                _draw(page, slide, values, style, view)
         except SlideError as failure:
             logger.warning("%s: %s", slide_path.name, failure)
             error, page = failure, Page(width_px)
@@ -92,50 +95,46 @@ def run(
     if error is not None:
         # a slide whose reader crashed or hung is not opened once more for a thumbnail
         closed = unreadable is not None or artefact.attributes["fingerprint"] == UNREADABLE
+        thumbnail = None if closed else placeholder_thumbnail(slide_path, page)
         draw_placeholder(
             page,
             slide_id=artefact.attributes["slide_id"],
             reason=error.reason,
             remedy=error.remedy,
-            thumbnail=None if closed else placeholder_thumbnail(slide_path, page),
+            thumbnail=thumbnail,
         )
+        if view is not None:
+            views.write_without(view, thumbnail)
     with store.replacing(png) as part:
         page.save_png(part)
     logger.info("%s: page of %d x %d px", artefact.attributes["slide_id"], *page.image.size)
 
 
-def load_attention(artefact: store.Artefact) -> Attention:
-    """Take what the page needs from an attention artefact, and rank its scores."""
-    score = artefact.arrays["score"].astype(np.float64)
-    return Attention(
-        score=score,
-        percentile=drawing.percentile_ranks(score),
-        coords=artefact.arrays["coords"],
-        probability=artefact.arrays[values_array(artefact.attributes)].reshape(len(artefact.attributes["folds"]), -1),
-        attributes=artefact.attributes,
-    )
-
-
-def _draw(page: Page, slide: Slide, attention: Attention, style: Style) -> None:
-    x, y, width, height = attention.attributes.get("bounds") or (0, 0, slide.width, slide.height)
-    size, corners = panel_layout(page, width=width, height=height)
+def _draw(page: Page, slide: Slide, attention: Attention, style: Style, view_file: Path | None) -> None:
+    attributes = attention.attributes
+    x, y, width, height = attributes.get("bounds") or (0, 0, slide.width, slide.height)
+    layout = panel_layout(page, width=width, height=height, further=len(further(attention)))
+    # read once, for the viewer and the page: the finer of both
+    scale = min(max(views.BASE_PX / max(width, height), layout.size[0] / width), 1.0)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     view = View(
         thumbnail=read_thumbnail(slide, bounds=(x, y, width, height), size=size),
         bounds=(x, y, width, height),
-        mpp=attention.attributes["mpp_x"],
+        mpp=attributes["mpp_x"],
     )
-    most, least = extremes(
-        attention.score,
-        attention.coords,
-        edge_px=attention.attributes["patch_level0_px"],
-        count=style.top_patches,
+    most, least = specimens.choose(
+        attention.score, attention.coords, edge_px=attributes["patch_level0_px"], count=style.top_patches
     )
-    rows = [*most, *least]
-    names = [str(rank) for rank in range(1, len(most) + 1)] + [chr(ord("a") + rank) for rank in range(len(least))]
-    pixels = read_patches(slide, attention, rows)
-    specimens = [Specimen(*parts) for parts in zip(rows, names, pixels, strict=True)]
-    shown, faint = specimens[: len(most)], specimens[len(most) :]
-    draw_sheet(attention, view, corners=corners, most=shown, least=faint, page=page, style=style)
+    pixels = specimens.read(
+        slide,
+        attention.coords[[*most, *least]],
+        patch_px=attributes["patch_px"],
+        mpp=attributes["target_mpp"],
+    )
+    shown = specimens.named(most, least, pixels)
+    draw_sheet(attention, view.shrunk(layout.size), layout=layout, shown=shown, most=len(most), page=page, style=style)
+    if view_file is not None:
+        views.write(view_file, attention, view, shown=shown, style=style)
 
 
 def read_thumbnail(
@@ -150,12 +149,7 @@ def read_thumbnail(
         first_row : max(first_row + 1, round((top + height) * fine)),
         first_col : max(first_col + 1, round((left + width) * fine)),
     ]
-    if cropped.shape[:2] == (size[1], size[0]):
-        return np.ascontiguousarray(cropped)
-    shrinks = cropped.shape[1] > size[0]
-    return np.asarray(
-        cv2.resize(cropped, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), dtype=np.uint8
-    )
+    return drawing.resize(cropped, size)
 
 
 def placeholder_thumbnail(slide_path: Path, page: Page) -> NDArray[np.uint8] | None:
@@ -169,57 +163,6 @@ def placeholder_thumbnail(slide_path: Path, page: Page) -> NDArray[np.uint8] | N
         return None
 
 
-def extremes(
-    score: NDArray[np.floating], coords: NDArray[np.int32], *, edge_px: float, count: int
-) -> tuple[list[int], list[int]]:
-    """Choose the most and the least attended tiles, none of which overlaps another.
-
-    Parameters
-    ----------
-    score, coords
-        Shapes (N,) and (N, 2), level-0 px.
-    edge_px
-        Edge of a tile, level-0 px.
-    count
-        Tiles wanted at each end; fewer where the slide has not enough.
-
-    Returns
-    -------
-    Rows of the most attended, highest first, and of the least attended, lowest first. Ties go by row.
-    """
-    chosen: list[int] = []
-
-    def choose(order: NDArray[np.intp], wanted: int) -> list[int]:
-        found: list[int] = []
-        for row in order:
-            if len(found) == wanted:
-                break
-            if not chosen or np.abs(coords[chosen] - coords[row]).max(axis=1).min() >= edge_px - 0.5:
-                found.append(int(row))
-                chosen.append(int(row))
-        return found
-
-    order = np.argsort(-score, kind="stable")
-    most = choose(order, min(count, (score.size + 1) // 2))
-    return most, choose(order[::-1], min(count, score.size // 2))
-
-
-def read_patches(slide: Slide, attention: Attention, rows: Sequence[int]) -> list[NDArray[np.uint8] | None]:
-    """Read patches as the encoder saw them, uint8 [patch_px, patch_px, 3]; None for one that cannot be read."""
-    pixels: list[NDArray[np.uint8] | None] = [None] * len(rows)
-    if rows:
-        batches = slide.patches(
-            attention.coords[list(rows)],
-            patch_px=attention.attributes["patch_px"],
-            mpp=attention.attributes["target_mpp"],
-            threads=1,
-        )
-        for indices, batch in batches:
-            for index, patch in zip(indices, batch, strict=True):
-                pixels[int(index)] = patch.copy()
-    return pixels
-
-
 def write_geojson(path: Path, attention: Attention) -> None:
     """Write a QuPath tile object a tile, unclassified, with its attention as measurements.
 
@@ -228,17 +171,32 @@ def write_geojson(path: Path, attention: Attention) -> None:
     """
     edge, bounds = attention.attributes["patch_level0_px"], attention.attributes.get("bounds") or (0, 0, 0, 0)
     low, high = (np.rint(to_qupath(attention.coords + add, bounds=bounds)).astype(np.int64) for add in (0.0, edge))
-    mean = 1.0 / attention.score.size
+    measured = measurements(attention)
+    names = "".join(f"{',' if index else ''}{json.dumps(name)}:%.6g" for index, name in enumerate(measured))
     features = [
         '{"type":"Feature","geometry":{"type":"Polygon","coordinates":'
         f"[[[{x0},{y0}],[{x1},{y0}],[{x1},{y1}],[{x0},{y1}],[{x0},{y0}]]]}},"
-        '"properties":{"objectType":"tile","measurements":'
-        f'{{"attention":{score:.6g},"attention percentile":{percentile:.5g},"attention x mean":{score / mean:.5g}}}}}}}'
-        for (x0, y0), (x1, y1), score, percentile in zip(
-            low.tolist(), high.tolist(), attention.score.tolist(), attention.percentile.tolist(), strict=True
+        f'"properties":{{"objectType":"tile","measurements":{{{names % values}}}}}}}'
+        for (x0, y0), (x1, y1), values in zip(
+            low.tolist(), high.tolist(), zip(*measured.values(), strict=True), strict=True
         )
     ]
     store.write_text(path, _collection(features))
+
+
+def measurements(attention: Attention) -> dict[str, list[float]]:
+    """Give what is known of each tile, by QuPath's name of the measurement, in the order of the tiles."""
+    found = {
+        "attention": attention.score,
+        "attention percentile": attention.percentile,
+        "attention x mean": attention.score * attention.score.size,
+    }
+    if attention.disagreement is not None:
+        found["sd of percentile over folds"] = attention.disagreement
+    if attention.evidence is not None:
+        for index, name in enumerate(attention.attributes["classes"]):
+            found[f"evidence {name}"] = attention.evidence[:, index]
+    return {name.replace("%", "%%"): values.tolist() for name, values in found.items()}
 
 
 def _collection(features: Sequence[str]) -> str:

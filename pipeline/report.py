@@ -72,7 +72,9 @@ def run(
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "quality.tsv", quality_table(slides))
     store.write_text(reports / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    page = report_page.render(slides, metrics, title=title, heatmaps=reports / "heatmaps", models=results / "model")
+    page = report_page.render(
+        slides, metrics, title=title, reports=reports, models=results / "model", views=results / "views"
+    )
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
 

@@ -1,19 +1,15 @@
-"""The HTML report: one file that needs nothing but the pictures beside it."""
+"""The HTML report: one file that needs nothing but, where they are many, the pictures beside it."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
-from pipeline import stability_page, store
-from pipeline.charts import Line, line_chart
-from pipeline.evaluation import SlideResult, pooled_arrays, precision_recall, roc
+from pipeline import charts, gallery, report_charts, stability_page, store, viewer
+from pipeline.evaluation import SlideResult
+from pipeline.report_charts import Chart
 from pipeline.versions import __version__
 
 METRIC_NAMES = {
@@ -22,20 +18,38 @@ METRIC_NAMES = {
     "balanced_accuracy": ("Balanced accuracy", "mean over the classes of the share recognised"),
     "accuracy": ("Accuracy", "share of slides predicted as labelled"),
     "macro_f1": ("Macro F1", "mean over the classes of the balance of precision and recall"),
+    "sensitivity_at_90_specificity": (
+        "Sensitivity at 90 % specificity",
+        "cases found when one in ten of the others is called, too",
+    ),
+    "specificity_at_90_sensitivity": (
+        "Specificity at 90 % sensitivity",
+        "others left alone when nine in ten cases are found",
+    ),
+    "sensitivity": ("Sensitivity", "share of the cases that is found"),
+    "specificity": ("Specificity", "share of the others that is left alone"),
     "brier": ("Brier score", "squared error of the probabilities; lower is better"),
     "ece": ("Calibration error", "gap between stated and observed confidence; lower is better"),
+    "log_loss": ("Log loss", "mean negative log probability of the label, nats; lower is better"),
 }
-"""Name and one clause of explanation, in the order of the table."""
+"""Name and one clause of explanation, in the order of the tables."""
 
 COMPARED_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "brier")
 """Columns of the table that compares models."""
 
-CALIBRATION_GROUPS = 5
-"""Groups of equal size on the calibration chart: enough for a shape, few enough for a cohort of 50 slides."""
+FOLD_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "temperature", "threshold")
+OPTIONAL = ("models", "differences", "patients", "calibrated", "uncalibrated", "decisions", "abstention", "deletion")
+"""Parts of the metrics that a run may lack; the page leaves them out then."""
 
 
 def render(
-    slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, title: str, heatmaps: Path, models: Path
+    slides: Sequence[SlideResult],
+    metrics: Mapping[str, Any],
+    *,
+    title: str,
+    reports: Path,
+    models: Path,
+    views: Path,
 ) -> str:
     """Make the report.
 
@@ -47,11 +61,13 @@ def render(
         As `evaluation.evaluate` gives them.
     title
         Heading of the page.
-    heatmaps
-        Folder with a PNG a slide, beside the report; a slide without one is shown without a picture.
-
+    reports
+        Folder of the page, with `heatmaps/{slide}.png`; a slide without one is shown without a link to it. Pictures are
+        put beside the page where they are many (`gallery.pictures`).
     models
         Folder with a `fold-{k}` for each model, whose stability records are shown where there are some.
+    views
+        Folder with the viewer's `{slide}.json`.
 
     Returns
     -------
@@ -64,30 +80,82 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = figure
+    environment.filters |= {"figure": figure, "signed": signed, "inside_script": inside_script}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh reads its models in their order
+    known = {"task": "classification", "confounding": None, **dict.fromkeys(OPTIONAL), **metrics}
     used = [slide for slide in slides if slide.counts]
+    cards = [gallery.card(slide, reports / "heatmaps") for slide in slides]
+    stability = stability_page.render(stability_page.read(models))
+    drawn = {
+        "performance": report_charts.performance(used, known) if used else [],
+        "abstention": report_charts.abstention(known["abstention"]) if known["abstention"] else [],
+        "deletion": report_charts.deletion(known["deletion"]) if known["deletion"] else [],
+        "stability": stability["charts"] if stability else [],
+    }
     return environment.get_template("index.html.jinja").render(
         title=title,
         version=__version__,
-        metrics={"models": {}, **metrics},
-        compared_metrics=[name for name in COMPARED_METRICS if name in metrics["pooled"]],
-        metric_rows=metric_rows(metrics["pooled"]),
-        fold_columns=[name for name in METRIC_NAMES if any(name in fold for fold in metrics["folds"])],
+        metrics=known,
         metric_names=METRIC_NAMES,
-        charts=charts(used, metrics["classes"]) if used else [],
-        cards=[card(slide, heatmaps) for slide in slides],
+        metric_rows=metric_rows(known["pooled"]),
+        calibrated_rows=metric_rows(known["calibrated"] or {}),
+        patient_rows=metric_rows((known["patients"] or {}).get("pooled", {})),
+        decision_rows=metric_rows((known["decisions"] or {}).get("pooled", {})),
+        decided_shares=report_charts.confusion_shares((known["decisions"] or {}).get("confusion", [])),
+        compared_metrics=[name for name in COMPARED_METRICS if name in known["pooled"]],
+        fold_columns=[name for name in FOLD_METRICS if any(fold.get(name) is not None for fold in known["folds"])],
+        shares=report_charts.confusion_shares(known["confusion"]),
+        charts=place(drawn),
+        plots=[charts.item(chart["figure"], target) for target, chart in targets(drawn)],
+        viewer=charts.item(viewer.plot(), "viewer-plot"),
+        script=Markup(charts.script()),  # noqa: S704 - the installed package's own script
+        cards=cards,
+        all_flags=[flag for flag in gallery.FLAGS if any(flag in card["flags"] for card in cards)],
+        pictures=gallery.pictures(views, [slide.slide_id for slide in slides], reports=reports),
         left_out=[slide for slide in slides if slide.status != store.OK],
         warned=[slide for slide in slides if slide.status == store.OK and slide.warnings],
         spoilt=spoilt(slides),
         label_counts=label_counts(slides),
-        stability=stability_page.render(stability_page.read(models)),
-        level=f"{metrics['interval']['level']:.0%}",
+        stability=stability,
+        level=f"{known['interval']['level']:.0%}",
     )
+
+
+def targets(drawn: Mapping[str, Sequence[Chart]]) -> list[tuple[str, Chart]]:
+    """Give every chart with the id of the element it is drawn in."""
+    return [(f"chart-{part}-{index}", chart) for part, found in drawn.items() for index, chart in enumerate(found)]
+
+
+def place(drawn: Mapping[str, Sequence[Chart]]) -> dict[str, list[dict[str, Any]]]:
+    """Give what the template shows of the charts, by part of the page."""
+    return {
+        part: [
+            {
+                "id": f"chart-{part}-{index}",
+                "title": chart["title"],
+                "words": chart["figure"].name,
+                "height": chart["figure"].height,
+                "note": chart["note"],
+            }
+            for index, chart in enumerate(found)
+        ]
+        for part, found in drawn.items()
+    }
 
 
 def figure(value: float | None) -> str:
     """Write a figure of merit with three decimals, or a dash where it is not defined."""
     return "\N{EN DASH}" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Write a difference with its sign."""
+    return "\N{EN DASH}" if value is None else f"{value:+.3f}"
+
+
+def inside_script(json_text: str) -> Markup:
+    """Make JSON text safe inside a script element: no tag can begin in it, and it means the same."""
+    return Markup(json_text.replace("<", "\\u003c"))  # noqa: S704 - nothing else ends a script element
 
 
 def metric_rows(pooled: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
@@ -104,72 +172,6 @@ def metric_rows(pooled: Mapping[str, Mapping[str, float | None]]) -> list[dict[s
             row["bar"] = {"left": f"{100 * low:.1f}", "width": f"{100 * (high - low):.1f}", "dot": f"{100 * value:.1f}"}
         rows.append(row)
     return rows
-
-
-def charts(used: Sequence[SlideResult], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Draw ROC, precision-recall and calibration of the out-of-fold predictions."""
-    labels, probabilities = pooled_arrays(used, classes)
-    curves = []
-    for index in [1] if len(classes) == 2 else range(len(classes)):
-        positive = labels == index
-        if positive.any() and not positive.all():
-            curves.append((classes[index], positive, probabilities[:, index]))
-    drawn = []
-    of_class = f" of {curves[0][0]}" if len(curves) == 1 else ""
-    if curves:
-        drawn = [
-            {
-                "title": f"ROC curve{of_class}",
-                "svg": Markup(  # noqa: S704 - the chart escapes every text in it
-                    line_chart(
-                        [Line(name, *roc(positive, score)) for name, positive, score in curves],
-                        title=f"ROC curve of {', '.join(name for name, *_ in curves)}, out-of-fold",
-                        x_label="False positive rate",
-                        y_label="True positive rate",
-                        diagonal=True,
-                    )
-                ),
-                "note": "The nearer to the upper left corner the better; the dotted diagonal is chance.",
-            },
-            {
-                "title": f"Precision and recall{of_class}",
-                "svg": Markup(  # noqa: S704
-                    line_chart(
-                        [Line(name, *precision_recall(positive, score)) for name, positive, score in curves],
-                        title=f"Precision against recall of {', '.join(name for name, *_ in curves)}, out-of-fold",
-                        x_label="Recall",
-                        y_label="Precision",
-                    )
-                ),
-                "note": "How many calls are right, against how many cases are found.",
-            },
-        ]
-    confidence, hit = probabilities.max(axis=1), (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    groups = np.array_split(np.argsort(confidence, kind="stable"), min(CALIBRATION_GROUPS, len(used)))
-    drawn.append(
-        {
-            "title": "Calibration",
-            "svg": Markup(  # noqa: S704
-                line_chart(
-                    [
-                        Line(
-                            "",
-                            [confidence[group].mean() for group in groups],
-                            [hit[group].mean() for group in groups],
-                            markers=True,
-                        )
-                    ],
-                    title="Share of right predictions against stated confidence",
-                    x_label="Probability of the predicted class",
-                    y_label="Share that is right",
-                    diagonal=True,
-                )
-            ),
-            "note": f"{len(groups)} groups of slides of equal size; "
-            "on the dotted diagonal, probabilities mean what they say.",
-        }
-    )
-    return drawn
 
 
 def spoilt(slides: Sequence[SlideResult]) -> list[dict[str, Any]]:
@@ -195,25 +197,3 @@ def label_counts(slides: Sequence[SlideResult]) -> list[tuple[str, int, int]]:
         of_label = [slide for slide in slides if slide.label == name]
         counts.append((name, len(of_label), len({slide.patient_id or slide.slide_id for slide in of_label})))
     return counts
-
-
-def card(slide: SlideResult, heatmaps: Path) -> dict[str, Any]:
-    """Give what the gallery shows of one slide."""
-    found = slide.prediction
-    has_picture = (heatmaps / f"{slide.slide_id}.png").is_file()
-    verdict = "left-out" if found is None else "unlabelled" if not slide.label else "right" if slide.agrees else "wrong"
-    return {
-        "slide": slide,
-        "verdict": verdict,
-        "picture": f"{quote(heatmaps.name)}/{quote(slide.slide_id, safe='')}.png" if has_picture else None,
-        "probability": max(found.probabilities) if found else 0.0,
-        "spread": found.fold_spread if found else 0.0,
-        "models": len(found.folds) if found else 0,
-        "agreement": None if found is None or math.isnan(found.map_agreement) else found.map_agreement,
-        "order": natural_key(slide.slide_id),
-    }
-
-
-def natural_key(slide_id: str) -> str:
-    """Give a text that sorts slide-2 before slide-10."""
-    return re.sub(r"\d+", lambda digits: digits.group().zfill(12), slide_id.casefold())

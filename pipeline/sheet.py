@@ -3,18 +3,17 @@
 Places and lengths are mm on the page unless a name says otherwise; see `drawing.Page`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import drawing
-from pipeline.drawing import GREY, INK, PALE, TIMES, WHITE, Colour, Page
+from pipeline import drawing, specimens
+from pipeline.drawing import GREY, INK, PALE, TIMES, Colour, Page
+from pipeline.maps import LEFT_OUT_NAMES, UNREADABLE, Attention, Layer, LeftOut, Style, further
+from pipeline.specimens import Specimen
 from pipeline.wording import (
     headline,
     label_text,
@@ -31,20 +30,13 @@ LEFT, RIGHT = 10.0, 287.0
 PANELS = (10.0, 27.5, 206.0, 137.0)
 """Left, top, width and height of the area that both panels share, captions included."""
 CAPTION, GAP = 5.5, 4.0
+FURTHER, SMALL_CAPTION, FURTHER_OPACITY = 44.0, 9.0, 0.65
+"""Height of the row of further maps with their captions, height of these, and opacity of the maps."""
 SIDEBAR = (223.0, 64.0)
 """Left edge and width of the column with the prediction and the patches."""
 BARS_TOP, SIDEBAR_BOTTOM, FOOTER_TOP, FOOTER_BOTTOM = 168.0, 181.0, 187.5, 206.0
 MAX_CLASSES = 5
 """Bars of class probabilities that fit; of more classes the most probable are shown."""
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a page looks: colour map, opacity of the tint in [0, 1], patches shown at each end."""
-
-    colormap: str
-    opacity: float
-    top_patches: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,10 @@ class View:
         height, width = self.thumbnail.shape[:2]
         return width / self.bounds[2], height / self.bounds[3]
 
+    def shrunk(self, size: tuple[int, int]) -> "View":
+        """Give the same part of the slide, `size` (width, height) px large."""
+        return View(drawing.resize(self.thumbnail, size), self.bounds, self.mpp)
+
     @property
     def um_per_px(self) -> float:
         """Width of a thumbnail pixel on the slide."""
@@ -78,101 +74,149 @@ class View:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Attention over a slide's tiles and what it predicts.
+class Layout:
+    """Where a page's pictures lie, page px.
 
     Parameters
     ----------
-    score
-        Sums to 1, shape (N,).
-    percentile
-        Rank of the score in the slide, in [0, 100], shape (N,).
-    coords
-        Top-left corners of the tiles, int32, shape (N, 2), level-0 px.
-    probability
-        What each fold says: class probabilities (F, C), log hazards or numbers (F, 1).
-    attributes
-        The attention artefact's attributes.
+    size
+        Width and height of the two panels.
+    corners
+        Top-left corners of both.
+    small_size, small_corners
+        The same of the further maps, which are smaller.
     """
 
-    score: NDArray[np.float64]
-    percentile: NDArray[np.float64]
-    coords: NDArray[np.int32]
-    probability: NDArray[np.float32]
-    attributes: Mapping[str, Any]
+    size: tuple[int, int]
+    corners: list[tuple[int, int]]
+    small_size: tuple[int, int] = (0, 0)
+    small_corners: list[tuple[int, int]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Specimen:
-    """A patch shown on the page: its row in the bag, its name ("1", "a"), its pixels (None if unreadable)."""
-
-    row: int
-    name: str
-    pixels: NDArray[np.uint8] | None
-
-
-def panel_layout(page: Page, *, width: float, height: float) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+def panel_layout(page: Page, *, width: float, height: float, further: int = 0) -> Layout:
     """Place two panels of one size, beside or above each other, whichever shows the slide larger.
 
     Parameters
     ----------
     width, height
         Size of the slide, level-0 px; panels do not enlarge it.
-
-    Returns
-    -------
-    Width and height of a panel, and the top-left corners of both, page px.
+    further
+        Number of smaller maps to place in a row below.
     """
     left, top, area_width, area_height = PANELS
+    if further:
+        area_height -= FURTHER + GAP
     beside = ((area_width - GAP) / 2, area_height - CAPTION)
     stacked = (area_width, (area_height - GAP) / 2 - CAPTION)
 
     def fit(cell: tuple[float, float]) -> float:
         return min(page.px(cell[0]) / width, page.px(cell[1]) / height, 1.0)
 
-    scale = max(fit(beside), fit(stacked))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    def size(scale: float) -> tuple[int, int]:
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    main = size(max(fit(beside), fit(stacked)))
     if fit(beside) >= fit(stacked):
         steps = [(0.0, 0.0), (beside[0] + GAP, 0.0)]
     else:
-        steps = [(0.0, 0.0), (0.0, page.mm(size[1]) + CAPTION + GAP)]
-    return size, [(page.px(left + x), page.px(top + CAPTION + y)) for x, y in steps]
+        steps = [(0.0, 0.0), (0.0, page.mm(main[1]) + CAPTION + GAP)]
+    corners = [(page.px(left + x), page.px(top + CAPTION + y)) for x, y in steps]
+    if not further:
+        return Layout(main, corners)
+    step = max(area_width / further, 0.0) if further > 3 else area_width / 3
+    small = size(fit((step - GAP, FURTHER - SMALL_CAPTION)))
+    row = page.px(top + area_height + GAP + SMALL_CAPTION)
+    return Layout(main, corners, small, [(page.px(left + step * index), row) for index in range(further)])
 
 
 def draw_sheet(
-    attention: Attention,
-    view: View,
-    *,
-    corners: Sequence[tuple[int, int]],
-    most: Sequence[Specimen],
-    least: Sequence[Specimen],
-    page: Page,
-    style: Style,
+    attention: Attention, view: View, *, layout: Layout, shown: Sequence[Specimen], most: int, page: Page, style: Style
 ) -> None:
-    """Draw a usable slide's page; `view.thumbnail` has the size that `panel_layout` gave with `corners`."""
-    boxes = drawing.tile_boxes(
-        attention.coords,
-        edge_px=attention.attributes["patch_level0_px"],
-        origin=view.bounds[:2],
-        scale=view.scale,
-    )
-    percentile, covered = drawing.paint(attention.percentile, boxes, shape=view.thumbnail.shape[:2])
-    overlay = drawing.tint(view.thumbnail, percentile, covered, colormap=style.colormap, opacity=style.opacity)
+    """Draw a usable slide's page.
+
+    Parameters
+    ----------
+    view
+        Its thumbnail has the size of a panel.
+    shown, most
+        The patches to show; the first `most` are the most attended, the others the least.
+    """
+    edge = attention.attributes["patch_level0_px"]
+    boxes = drawing.tile_boxes(attention.coords, edge_px=edge, origin=view.bounds[:2], scale=view.scale)
+    layer = Layer("Attention on tissue", attention.percentile, style.colormap, "", "")
+    overlay, covered = lay_over(view, attention, layer, opacity=style.opacity)
     draw_header(page, attention.attributes)
     for (left, top), pixels, caption in zip(
-        corners, (view.thumbnail, overlay), ("Tissue", "Attention on tissue"), strict=True
+        layout.corners, (view.thumbnail, overlay), ("Tissue", layer.title), strict=True
     ):
         page.text(page.mm(left), page.mm(top) - 1.8, caption, 9, bold=True)
         page.paste(pixels, left, top)
-    marked = [(specimen, colour_of(100.0, style)) for specimen in most]
-    marked += [(specimen, colour_of(0.0, style)) for specimen in least]
-    draw_marks(page, marked, boxes=boxes, corner=corners[0], shape=view.thumbnail.shape)
+    ends = [colour_of(100.0 if index < most else 0.0, style) for index in range(len(shown))]
+    specimens.draw_marks(
+        page, list(zip(shown, ends, strict=True)), boxes=boxes, corner=layout.corners[0], shape=view.thumbnail.shape
+    )
+    draw_further(page, attention, view, layout=layout)
     draw_scale_bar(page, view)
     tissue = view.thumbnail[covered].mean(axis=0) if covered.any() else np.full(3, 255.0)
     draw_colour_bar(page, attention, style=style, tissue=tissue)
+    draw_left_out(page, attention.left_out)
     top_mm = draw_prediction(page, attention)
-    draw_patches(page, attention, most=most, least=least, style=style, top=top_mm)
+    draw_patches(page, attention, most=shown[:most], least=shown[most:], style=style, top=top_mm)
     draw_notes(page, attention)
+
+
+def lay_over(
+    view: View, attention: Attention, layer: Layer, *, opacity: float
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Tint a thumbnail with a map, and hatch the tiles that were not judged.
+
+    Returns
+    -------
+    Pixels, uint8 [H, W, 3], and where tiles lie, bool [H, W].
+    """
+    shape, edge = view.thumbnail.shape[:2], attention.attributes["patch_level0_px"]
+    boxes = drawing.tile_boxes(attention.coords, edge_px=edge, origin=view.bounds[:2], scale=view.scale)
+    values, covered = drawing.paint(layer.values, boxes, shape=shape)
+    pixels = drawing.tint(view.thumbnail, values, covered, colormap=layer.colormap, opacity=opacity)
+    out = attention.left_out
+    boxes = drawing.tile_boxes(out.coords, edge_px=edge, origin=view.bounds[:2], scale=view.scale)
+    for is_lost in (False, True):
+        rows = boxes[(out.flags == UNREADABLE) == is_lost]
+        if len(rows):
+            _, lies = drawing.paint(np.ones(len(rows)), rows, shape=shape)
+            drawing.hatch(pixels, lies & ~covered, crossed=is_lost)
+    return pixels, covered
+
+
+def draw_further(page: Page, attention: Attention, view: View, *, layout: Layout) -> None:
+    """Draw the further maps, each with a small colour bar."""
+    if not layout.small_corners:
+        return
+    small = view.shrunk(layout.small_size)
+    for (left, top), layer in zip(layout.small_corners, further(attention), strict=True):
+        pixels, _ = lay_over(small, attention, layer, opacity=FURTHER_OPACITY)
+        page.paste(pixels, left, top)
+        x, y = page.mm(left), page.mm(top)
+        page.text(x, y - 5.6, layer.title, 8, bold=True, width=60.0)
+        ramp = drawing.colours(np.linspace(0.0, 100.0, page.px(14.0)), layer.colormap)
+        page.text(x, y - 1.6, layer.low, 7, colour=GREY)
+        start = x + page.text_width(layer.low, 7) + 1.2
+        page.paste(np.repeat(ramp[None], page.px(2.2), axis=0), page.px(start), page.px(y - 3.5))
+        page.text(start + 15.2, y - 1.6, layer.high, 7, colour=GREY)
+
+
+def draw_left_out(page: Page, out: LeftOut) -> None:
+    """Say what the hatched tiles are, where there are some."""
+    counts, x, y = out.counts(), LEFT, BARS_TOP + 14.0
+    lost = counts.pop(LEFT_OUT_NAMES[UNREADABLE], 0)
+    parts = [(False, f"left out: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")] if counts else []
+    parts += [(True, f"unreadable: {lost:,}")] if lost else []
+    for crossed, sentence in parts:
+        swatch = np.full((page.px(3.0), page.px(5.0), 3), 255, np.uint8)
+        drawing.hatch(swatch, np.ones(swatch.shape[:2], np.bool_), crossed=crossed)
+        page.paste(swatch, page.px(x), page.px(y - 2.6))
+        page.text(x + 6.2, y, sentence, 7.5, colour=GREY)
+        x += 6.2 + page.text_width(sentence, 7.5) + 6.0
 
 
 def colour_of(percentile: float, style: Style) -> Colour:
@@ -191,67 +235,6 @@ def draw_header(page: Page, attributes: Mapping[str, Any]) -> None:
     page.text(RIGHT, 15.5, "Attention heatmap", 10, colour=GREY, anchor="rs")
     page.text(RIGHT, 21.5, "Research use only", 9, colour=GREY, anchor="rs")
     page.fill(LEFT, 25.0, RIGHT - LEFT, 0.2, PALE)
-
-
-def draw_marks(
-    page: Page,
-    marked: Sequence[tuple[Specimen, Colour]],
-    *,
-    boxes: NDArray[np.int64],
-    corner: tuple[int, int],
-    shape: tuple[int, ...],
-) -> None:
-    """Outline the specimens' places on the panel at `corner`, and name each beside its outline in its colour."""
-    line, smallest = max(1, page.px(0.3)), page.px(1.6)
-    outlines = []
-    for specimen, _ in marked:
-        left, top, right, bottom = (int(edge) for edge in boxes[specimen.row])
-        grow = max(line, math.ceil((smallest - (right - left)) / 2))
-        x, y = corner
-        outlines.append((x + left - grow, y + top - grow, x + right + grow - 1, y + bottom + grow - 1))
-    for left, top, right, bottom in outlines:
-        page.frame((left - line, top - line, right + line, bottom + line), WHITE, line_px=line)
-        page.frame((left, top, right, bottom), INK, line_px=line)
-    panel = (corner[0], corner[1], corner[0] + shape[1] - 1, corner[1] + shape[0] - 1)
-    taken = list(outlines)
-    for (specimen, colour), outline in zip(marked, outlines, strict=True):
-        tag = _free_place(page, outline, taken, panel)
-        taken.append(tag)
-        centre = ((tag[0] + tag[2]) // 2, (tag[1] + tag[3]) // 2)
-        nearest = (min(max(centre[0], outline[0]), outline[2]), min(max(centre[1], outline[1]), outline[3]))
-        page.line(nearest, centre, INK, line_px=line)
-        page.tag(tag, specimen.name, 7, colour)
-
-
-def _free_place(
-    page: Page,
-    outline: tuple[int, int, int, int],
-    taken: Sequence[tuple[int, int, int, int]],
-    panel: tuple[int, int, int, int],
-) -> tuple[int, int, int, int]:
-    """Find the place for a tag that is nearest to an outline, inside the panel and on top of nothing taken."""
-    width, height, margin = page.px(3.6), page.px(3.2), page.px(0.6)
-    middle_x, middle_y = (outline[0] + outline[2]) / 2, (outline[1] + outline[3]) / 2
-    reach_x = (outline[2] - outline[0] + width) / 2 + margin
-    reach_y = (outline[3] - outline[1] + height) / 2 + margin
-    first = None
-    for ring in range(1, 6):
-        steps = [s for s in product(range(-ring, ring + 1), repeat=2) if max(map(abs, s)) == ring]
-        for step_y, step_x in sorted(steps, key=lambda s: (abs(s[0]) + abs(s[1]), s)):
-            x = middle_x + math.copysign(reach_x + (abs(step_x) - 1) * (width + margin), step_x) * (step_x != 0)
-            y = middle_y + math.copysign(reach_y + (abs(step_y) - 1) * (height + margin), step_y) * (step_y != 0)
-            left, top = round(x - width / 2), round(y - height / 2)
-            tag = (left, top, left + width, top + height)
-            first = first or tag
-            inside = panel[0] <= left and panel[1] <= top and tag[2] <= panel[2] and tag[3] <= panel[3]
-            if inside and not any(_overlap(tag, other) for other in taken):
-                return tag
-    assert first is not None
-    return first
-
-
-def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
-    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def draw_scale_bar(page: Page, view: View) -> None:
@@ -314,44 +297,18 @@ def draw_patches(
     patch_um = drawing.length_text(round(attributes["patch_px"] * attributes["realised_mpp"]))
     height = (SIDEBAR_BOTTOM - top) / 2
     groups = (("Most attended", most, 100.0), ("Least attended", least, 0.0))
-    for block, (title, specimens, percent) in enumerate(groups):
-        if not specimens:
+    for block, (title, group, percent) in enumerate(groups):
+        if not group:
             continue
         y = top + block * height + 5.0
         page.text(left, y, title, 9, bold=True)
         page.text(left + width, y, f"{patch_um} wide  ·  {TIMES} mean", 7, colour=GREY, anchor="rs")
-        columns, edge = patch_grid(len(specimens), width, height - 7.5)
-        for index, specimen in enumerate(specimens):
+        columns, edge = specimens.grid(len(group), width, height - 7.5)
+        for index, specimen in enumerate(group):
             x, top_y = left + index % columns * (edge + 1.5), y + 1.8 + index // columns * (edge + 4.2)
-            draw_specimen(page, specimen, x=x, y=top_y, edge=edge, colour=colour_of(percent, style))
+            specimens.draw(page, specimen, x=x, y=top_y, edge=edge, colour=colour_of(percent, style))
             times = times_text(float(attention.score[specimen.row] * attention.score.size))
             page.text(x + edge / 2, top_y + edge + 3.0, f"{times}{TIMES}", 7, colour=GREY, anchor="ms")
-
-
-def patch_grid(count: int, width: float, height: float) -> tuple[int, float]:
-    """Give the number of columns, and the edge in mm, that show `count` squares with captions largest."""
-
-    def edge(columns: int) -> float:
-        rows = math.ceil(count / columns)
-        return min((width - (columns - 1) * 1.5) / columns, height / rows - 4.2)
-
-    columns = max(range(1, count + 1), key=edge)
-    return columns, max(4.0, edge(columns))
-
-
-def draw_specimen(page: Page, specimen: Specimen, *, x: float, y: float, edge: float, colour: Colour) -> None:
-    """Show one patch with its name in the corner."""
-    left, top, edge_px = page.px(x), page.px(y), page.px(edge)
-    if specimen.pixels is None:
-        page.fill(x, y, edge, edge, PALE)
-        page.text(x + edge / 2, y + edge / 2, "unreadable", 7, anchor="mm")
-    else:
-        shrinks = edge_px < specimen.pixels.shape[0]
-        resized = cv2.resize(
-            specimen.pixels, (edge_px, edge_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        )
-        page.paste(np.asarray(resized, dtype=np.uint8), left, top)
-    page.tag((left, top, left + page.px(3.6), top + page.px(3.2)), specimen.name, 7, colour)
 
 
 def draw_notes(page: Page, attention: Attention) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline import checksums
@@ -90,22 +89,22 @@ def _chart(records: Mapping[int, Record], column: str, title: str, y_label: str,
     last = max(float(record["epoch"].max()) for record in records.values())
     top = 1.0 if column == "entropy" else _ceiling([record[column] for record in records.values()])
     lines = [
-        Line(f"fold {fold}", x / last, y / top)
+        Line(f"fold {fold}", x, y)
         for fold, record in list(records.items())[: len(COLOURS)]
         for x, y in [_known(record["epoch"], record[column])]
         if len(x)
     ]
     if len(records) > len(COLOURS):
         note += f" The first {len(COLOURS)} of {len(records)} models."
-    svg = line_chart(
+    plot = line_chart(
         lines,
         title=f"{title} by epoch, a line a model",
         x_label="Epoch",
         y_label=y_label,
-        x_ticks=_ticks(last),
-        y_ticks=_ticks(top),
+        x_range=(0.0, last),
+        y_range=(0.0, top),
     )
-    return {"title": title, "svg": Markup(svg), "note": note}  # noqa: S704 - the chart escapes every text in it
+    return {"title": title, "figure": plot, "note": note}
 
 
 def _known(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -120,8 +119,3 @@ def _ceiling(columns: Sequence[NDArray[np.float64]]) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(largest))
     return next(step * power for step in (1, 2, 4, 5, 8, 10, 20) if step * power >= largest)
-
-
-def _ticks(top: float) -> list[tuple[float, str]]:
-    """Give five ticks from 0 to `top`: place in [0, 1], and text."""
-    return [(share, f"{share * top:.3g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]

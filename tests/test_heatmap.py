@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import TiffFile
 
-from pipeline import drawing, heatmap, sheet, store, wording
+from pipeline import drawing, heatmap, maps, sheet, specimens, store, wording
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
 from pipeline.slide import open_slide
@@ -78,8 +78,9 @@ def draw(slide: Path, attention: Path, folder: Path, **changed: Any) -> tuple[ND
 
 def panels(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Cut the tissue and the attention panel of a 2000 x 1400 px slide out of a page."""
-    (width, height), corners = sheet.panel_layout(Page(pixels.shape[1]), width=2000, height=1400)
-    tissue, attention = (pixels[top : top + height, left : left + width] for left, top in corners)
+    layout = sheet.panel_layout(Page(pixels.shape[1]), width=2000, height=1400)
+    width, height = layout.size
+    tissue, attention = (pixels[top : top + height, left : left + width] for left, top in layout.corners)
     return tissue, attention
 
 
@@ -158,8 +159,9 @@ def test_the_scale_bar_has_its_length_in_panel_pixels(mpp: float, thumbnail_widt
 def test_a_slide_with_bounds_is_shown_and_tinted_within_them(slide_path: Path, tmp_path: Path) -> None:
     attention = write_attention(tmp_path / "a.zarr.zip", grid(1, 1), np.ones(1), bounds=[224, 224, 448, 448])
     pixels, _ = draw(slide_path, attention, tmp_path, top_patches=0, opacity=1.0)
-    (width, height), corners = sheet.panel_layout(Page(pixels.shape[1]), width=448, height=448)
-    left, top = corners[1]
+    layout = sheet.panel_layout(Page(pixels.shape[1]), width=448, height=448)
+    width, height = layout.size
+    left, top = layout.corners[1]
     colour = drawing.colours(np.array(50.0), "viridis")
     tinted = (pixels[top : top + height, left : left + width] == colour).all(axis=-1)
     assert tinted[: height // 2, : width // 2].all()
@@ -177,10 +179,10 @@ def test_the_same_input_gives_the_same_bytes(slide_path: Path, tmp_path: Path) -
 
 def test_specimens_do_not_overlap_and_no_tile_is_shown_twice() -> None:
     coords = np.array([[0, 0], [100, 0], [224, 0], [448, 0], [672, 0]], np.int32)
-    most, least = heatmap.extremes(np.array([0.9, 0.8, 0.7, 0.1, 0.2]), coords, edge_px=EDGE, count=2)
+    most, least = specimens.choose(np.array([0.9, 0.8, 0.7, 0.1, 0.2]), coords, edge_px=EDGE, count=2)
     assert (most, least) == ([0, 2], [3, 4])
-    assert heatmap.extremes(np.ones(1), coords[:1], edge_px=EDGE, count=6) == ([0], [])
-    assert heatmap.extremes(np.ones(5), coords, edge_px=EDGE, count=0) == ([], [])
+    assert specimens.choose(np.ones(1), coords[:1], edge_px=EDGE, count=6) == ([0], [])
+    assert specimens.choose(np.ones(5), coords, edge_px=EDGE, count=0) == ([], [])
 
 
 def test_the_page_shows_the_pixels_of_the_most_attended_patch(tmp_path: Path) -> None:
@@ -202,9 +204,9 @@ def test_a_tile_that_can_no_longer_be_read_is_shown_as_such(slide_path: Path, tm
     damaged = tmp_path / "damaged.svs"
     damaged.write_bytes(content)
     path = write_attention(tmp_path / "a.zarr.zip", grid(), np.arange(24.0, 0.0, -1.0))
-    attention = heatmap.load_attention(store.read(path))
+    attention = maps.load(store.read(path))
     with open_slide(damaged) as slide:
-        first, last = heatmap.read_patches(slide, attention, [0, 23])
+        first, last = specimens.read(slide, attention.coords[[0, 23]], patch_px=EDGE, mpp=0.5)
     assert first is None
     assert last is not None
     assert last.shape == (EDGE, EDGE, 3)
@@ -262,7 +264,8 @@ def test_a_slide_that_no_longer_opens_gets_a_page_that_says_so(tmp_path: Path) -
 @pytest.mark.parametrize("shape", [(400, 4000), (4000, 400), (1000, 1000), (90, 120)])
 def test_panels_have_one_size_and_stay_apart_in_their_area(shape: tuple[int, int]) -> None:
     page = Page(2480)
-    (width, height), (first, second) = sheet.panel_layout(page, width=shape[1], height=shape[0])
+    layout = sheet.panel_layout(page, width=shape[1], height=shape[0])
+    (width, height), (first, second) = layout.size, layout.corners
     left, top, area_width, area_height = sheet.PANELS
     assert second[0] >= first[0] + width or second[1] >= first[1] + height
     assert second[0] + width <= page.px(left + area_width) + 1

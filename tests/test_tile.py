@@ -18,7 +18,7 @@ from pipeline.grid import place_tiles
 from pipeline.preview import draw_placeholder
 from pipeline.quality import QualityOptions
 from pipeline.slide import open_slide
-from pipeline.tile import overview_scale, run
+from pipeline.tile import FLAGS, overview_scale, run
 from pipeline.tissue import TissueOptions
 from tests.slides import slide_with_tissue, write_scn, write_svs
 
@@ -267,9 +267,11 @@ def test_spoilt_tiles_are_left_out_counted_and_crossed_out(shared_data: Path, tm
     assert not ((kept_y >= 1500) & (kept_y + 224 <= 2400)).any()
     outside = [(corners + 224 <= 1500) | (corners >= 2400) for corners in (y, kept_y)]
     assert outside[0].sum() == outside[1].sum()
-    assert {name: values.dtype for name, values in after.arrays.items() if name != "coords"} == dict.fromkeys(
-        ("tissue", "pen", "blur", "fold"), np.dtype(np.float32)
-    )
+    assert {after.arrays[name].dtype for name in ("tissue", "pen", "blur", "fold")} == {np.dtype(np.float32)}
+    assert after.arrays["excluded_flag"].tolist() == [FLAGS.index("blur")] * lost
+    corners = {tuple(corner) for corner in before.arrays["coords"].tolist()}
+    kept_corners = {tuple(corner) for corner in after.arrays["coords"].tolist()}
+    assert {tuple(corner) for corner in after.arrays["excluded"].tolist()} == corners - kept_corners
     kept = tile(spoilt, tmp_path / "kept", patch_px=224, quality=QualityOptions(max_blur=1))
     assert len(kept.arrays["coords"]) == len(before.arrays["coords"])
     assert kept.arrays["blur"].max() > 0.9

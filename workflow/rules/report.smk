@@ -5,9 +5,11 @@ rule heatmap:
     input:
         slide=slide_path,
         attention=RESULTS / "attention" / "{slide}.zarr.zip",
+        tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
     output:
         png=REPORTS / "heatmaps" / "{slide}.png",
         geojson=RESULTS / "attention" / "{slide}.geojson",
+        view=RESULTS / "views" / "{slide}.json",
     log:
         RESULTS / "logs" / "heatmap" / "{slide}.log",
     conda:
@@ -18,8 +20,9 @@ rule heatmap:
         version=STAGE_VERSIONS["heatmap"],
         flags=flags("heatmap"),
     shell:
-        "python -m pipeline heatmap {input.slide:q} --attention {input.attention:q} --png {output.png:q}"
-        " --geojson {output.geojson:q} --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
+        "python -m pipeline heatmap {input.slide:q} --attention {input.attention:q} --tiles {input.tiles:q}"
+        " --png {output.png:q} --geojson {output.geojson:q} --view {output.view:q}"
+        " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 
 
 rule report:
