@@ -10,6 +10,7 @@ from markupsafe import Markup
 from pipeline import charts, gallery, report_charts, stability_page, store, viewer
 from pipeline.evaluation import SlideResult
 from pipeline.report_charts import Chart
+from pipeline.tasks import CLASSIFICATION
 from pipeline.versions import __version__
 
 METRIC_NAMES = {
@@ -82,12 +83,12 @@ def render(
     )
     environment.filters |= {"figure": figure, "signed": signed, "inside_script": inside_script}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh reads its models in their order
-    known = {"task": "classification", "confounding": None, **dict.fromkeys(OPTIONAL), **metrics}
+    known = {"task": CLASSIFICATION, "confounding": None, **dict.fromkeys(OPTIONAL), **metrics}
     used = [slide for slide in slides if slide.counts]
     cards = [gallery.card(slide, reports / "heatmaps") for slide in slides]
     stability = stability_page.render(stability_page.read(models))
     drawn = {
-        "performance": report_charts.performance(used, known) if used else [],
+        "performance": report_charts.performance(used, known) if used and known["task"] == CLASSIFICATION else [],
         "abstention": report_charts.abstention(known["abstention"]) if known["abstention"] else [],
         "deletion": report_charts.deletion(known["deletion"]) if known["deletion"] else [],
         "stability": stability["charts"] if stability else [],

@@ -34,6 +34,7 @@ def chromium(profile: Path, *, width: int = 1366, height: int = 768) -> Iterator
         "--disable-sync",
         "--host-resolver-rules=MAP * ~NOTFOUND",
         "--hide-scrollbars",
+        "--force-prefers-reduced-motion",
         f"--user-data-dir={profile}",
         f"--window-size={width},{height}",
     ):

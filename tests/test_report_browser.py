@@ -135,6 +135,7 @@ def test_nothing_can_be_fetched_from_outside(browser: WebDriver, page: Path) -> 
     )
     assert refused == "https://example.org/a.png"
     assert len(complaints(browser)) == 1
+    assert len(requests(browser)) == 2  # the page, and the picture that was asked for and refused
 
 
 def test_the_gallery_is_searched_filtered_and_ordered(browser: WebDriver, page: Path) -> None:
@@ -145,7 +146,7 @@ def test_the_gallery_is_searched_filtered_and_ordered(browser: WebDriver, page: 
     element(browser, "find").send_keys(" nowhere")
     assert shown(browser) == []
     assert element(browser, "none").is_displayed()
-    browser.find_element(By.CSS_SELECTOR, "#controls button").click()
+    browser.find_element(By.CSS_SELECTOR, "#controls button").send_keys(Keys.ENTER)
     wait(browser, "document.getElementById('shown').textContent === '25 of 25 slides'")
     Select(element(browser, "show")).select_by_value("wrong")
     assert shown(browser) == ["slide-5", "slide-10", "slide-15", "slide-20"]
@@ -153,7 +154,7 @@ def test_the_gallery_is_searched_filtered_and_ordered(browser: WebDriver, page: 
     assert sorted(shown(browser)) == sorted([HOSTILE, "slide-6", "slide-12", "slide-18"])
     Select(element(browser, "class")).select_by_visible_text("tumour")
     assert sorted(shown(browser)) == sorted([HOSTILE])
-    browser.find_element(By.CSS_SELECTOR, "#controls button").click()
+    browser.find_element(By.CSS_SELECTOR, "#controls button").send_keys(Keys.ENTER)
     wait(browser, "document.getElementById('shown').textContent === '25 of 25 slides'")
     Select(element(browser, "show")).select_by_value("left-out")
     assert shown(browser) == ["broken"]

@@ -164,7 +164,7 @@
   at("zoom-out").addEventListener("click", () => zoom(1.5));
   at("zoom-fit").addEventListener("click", fit);
   opacity.addEventListener("input", setOpacity);
-  layer.addEventListener("input", setLayer);
+  layer.addEventListener("change", setLayer);
   marks.addEventListener("input", setMarks);
   window.addEventListener("resize", () => { if (dialog.open) fit(); });
   const keys = {
