@@ -30,7 +30,7 @@
     at("none").hidden = shown.length > 0;
   };
   at("controls").hidden = false;
-  for (const control of controls) control.addEventListener("input", update);
+  for (const control of controls) for (const kind of ["input", "change"]) control.addEventListener(kind, update);
   at("controls").addEventListener("reset", () => setTimeout(update));
   at("controls").addEventListener("submit", (event) => event.preventDefault());
   update();
