@@ -17,8 +17,8 @@ class CohortRow:
     `area_mm2` is what was scanned; `note` is the overrides file's; `drawn` names what the user drew: tissue, roi.
 
     The rest is known once the slide was tiled: `tissue_mm2`; the `tiles` that are used; of all tiles placed on tissue,
-    the mean shares that are `pen`, `blur` and `fold`, in [0, 1]; the tiles left out for each; and, of a slide that
-    could be opened but not tiled, the reason.
+    the mean shares that are `pen`, `bubble`, `blur` and `fold`, in [0, 1]; the tiles left out for each; and, of a slide
+    that could be opened but not tiled, the reason.
     """
 
     slide_id: str
@@ -47,9 +47,11 @@ class CohortRow:
     tissue_mm2: str = ""
     tiles: str = ""
     pen: str = ""
+    bubble: str = ""
     blur: str = ""
     fold: str = ""
     left_out_pen: str = ""
+    left_out_bubble: str = ""
     left_out_blur: str = ""
     left_out_fold: str = ""
     not_tiled: str = ""

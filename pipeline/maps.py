@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import drawing
+from pipeline.flags import WORDS
 from pipeline.outcomes import values_array
 from pipeline.store import Artefact
 
@@ -20,9 +21,9 @@ EVIDENCE_COLOURS = "BrBG"
 MAX_EVIDENCE = 4
 """Classes whose evidence is shown; of more, those of the highest probability."""
 
-PEN, BLUR, FOLD, UNREADABLE = range(4)
-LEFT_OUT_NAMES = ("on pen", "out of focus", "on a fold", "unreadable")
-"""Why tiles have no value, by flag; the first three as `tile.FLAGS` numbers them."""
+LEFT_OUT_NAMES = (*WORDS.values(), "unreadable")
+UNREADABLE = len(LEFT_OUT_NAMES) - 1
+"""Why tiles have no value: a flag of a tile, by its place in `pipeline.flags.FLAGS`, or that it cannot be read."""
 
 
 @dataclass(frozen=True)

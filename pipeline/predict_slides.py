@@ -16,6 +16,7 @@ from pipeline.embed import EncoderOptions
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.evaluation import SlideResult, result_of
 from pipeline.fingerprint import fingerprint
+from pipeline.flags import FLAGS
 from pipeline.model_folder import read_description
 from pipeline.quality import QualityOptions
 from pipeline.report import predictions_table
@@ -163,7 +164,7 @@ def _one(
     }
     tiling.pop("default_mpp", None)
     tissue = {key.removeprefix("tissue_"): tiling.pop(key) for key in list(tiling) if key.startswith("tissue_")}
-    quality = {key: tiling.pop(key) for key in ("max_pen", "max_blur", "max_fold")}
+    quality = {key: tiling.pop(key) for key in (f"max_{flag}" for flag in FLAGS)}
     artefacts = {stage: out / stage / f"{slide_id}.zarr.zip" for stage in ("tiles", "bags", "attention")}
     tile.run(
         path,

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import store
 from pipeline.errors import SlideError
+from pipeline.flags import WORDS
 
 LONG_EDGE_PX = 1400
 """Long edge of a preview: fills a screen, and a JPEG of some 200 kB."""
@@ -25,12 +26,13 @@ TISSUE, TILE = (0, 150, 110), (25, 80, 200)
 """Outline of tissue, green, and of tiles, blue: neither is a colour of H&E, and the two differ for the colour-blind."""
 
 REGION: tuple[int, int, int] = (240, 150, 0)
-FLAGS: dict[str, tuple[tuple[int, int, int], str]] = {
-    "pen": ((215, 90, 0), "on pen"),
-    "blur": ((40, 40, 40), "out of focus"),
-    "fold": ((190, 0, 90), "on a fold"),
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "pen": (215, 90, 0),
+    "bubble": (0, 140, 190),
+    "blur": (40, 40, 40),
+    "fold": (190, 0, 90),
 }
-"""Colour and legend of the tiles that are left out; they are crossed out, so that colour alone does not tell."""
+"""Colours of the tiles that are left out; they are crossed out, so that colour alone does not tell."""
 
 SCALE_BAR_PX = 240
 """Width that the scale bar and its text take."""
@@ -70,7 +72,7 @@ def draw_preview(
     coords, patch_level0_px
         Tiles' top-left corners, shape (N, 2), columns x, y, and their edge, level-0 px.
     excluded
-        Corners of the tiles that were left out, by flag (a key of `FLAGS`).
+        Corners of the tiles that were left out, by flag (a key of `COLOURS`).
     roi
         The user's regions, shape (h, w).
 
@@ -87,7 +89,7 @@ def draw_preview(
     ]
     for flag, corners in excluded.items():
         if len(corners):
-            colour, words = FLAGS[flag]
+            colour, words = COLOURS[flag], WORDS[flag]
             picture = _draw_tiles(picture, corners / downsample, edge_px, colour, crossed=True)
             legend.append((colour, f"{len(corners):,} left out: {words}"))
     _draw_outline(picture, mask, scale, TISSUE)

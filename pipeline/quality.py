@@ -1,13 +1,15 @@
-"""What spoils a tile: pen, folds (both seen on the overview) and lack of focus (seen in a sample of patches)."""
+"""What spoils a tile: pen, bubbles, folds (seen on the overview) and lack of focus (seen in a sample of patches)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tissue import mean
+from pipeline.bubbles import find_bubbles
+from pipeline.flags import FLAGS
+from pipeline.tissue import Overview, find_pen, mean
 
 FOLD_DENSITY_RATIO, FOLD_EDGE_RATIO = 2.6, 1.5
 """Mean optical density in the heart and at the edge of a fold, over the median of the slide's tissue: where tissue lies
@@ -46,11 +48,43 @@ Windows = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.uint
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """Largest shares of a tile, in [0, 1], that may be pen, out of focus, or fold; 1 keeps every tile."""
+    """Largest shares of a tile, in [0, 1], that may be of each of `FLAGS`; 1 keeps every tile."""
 
     max_pen: float = 0.1
+    max_bubble: float = 0.5
     max_blur: float = 0.5
     max_fold: float = 0.4
+
+    def limit(self, flag: str) -> float:
+        """Give the largest share that a tile may have of one of `FLAGS`."""
+        return float(getattr(self, f"max_{flag}"))
+
+
+def exclude(
+    coords: NDArray[np.int32], shares: Mapping[str, NDArray[np.float32]], options: QualityOptions
+) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.int32]]]:
+    """Tell good tiles, shape (N,), from spoilt ones; the corners of those by the first of `FLAGS` above its limit."""
+    good = np.ones(len(coords), np.bool_)
+    excluded = {}
+    for flag in FLAGS:
+        spoilt = good & (shares[flag] > options.limit(flag))
+        excluded[flag] = coords[spoilt]
+        good &= ~spoilt
+    return good, excluded
+
+
+def spoilt_regions(
+    overview: Overview, tissue: NDArray[np.bool_], *, mpp: float, find_pens: bool
+) -> dict[str, NDArray[np.bool_]]:
+    """Find pen, bubbles and folds; none where the background is dark, as densities mean nothing there."""
+    if overview.is_dark:
+        return {flag: np.zeros_like(tissue) for flag in ("pen", "bubble", "fold")}
+    pen = find_pen(overview, tissue) if find_pens else np.zeros_like(tissue)
+    return {
+        "pen": pen,
+        "bubble": find_bubbles(overview, mpp=mpp),
+        "fold": find_folds(overview.density, tissue & ~pen, mpp=mpp),
+    }
 
 
 def find_folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], *, mpp: float) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
+from pipeline.flags import FLAGS
 from pipeline.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 QUARANTINE_COLUMNS = ("slide_id", "stage", "reason", "remedy")
 QUARANTINE = "quarantine.tsv"
-QUALITY_FLAGS = ("pen", "blur", "fold")
 MAX_NAMED = 5
 """Slides left out that the closing words name; the rest are in the table."""
 
@@ -110,11 +110,11 @@ def quarantine_table(slides: "Sequence[SlideResult]") -> str:
 def quality_table(slides: "Sequence[SlideResult]") -> str:
     """Give `quality.tsv`: of each slide with a prediction, the tiles used and those left out by flag."""
     rows = [
-        [slide.slide_id, str(slide.patches), *(str(slide.excluded.get(flag, 0)) for flag in QUALITY_FLAGS)]
+        [slide.slide_id, str(slide.patches), *(str(slide.excluded.get(flag, 0)) for flag in FLAGS)]
         for slide in slides
         if slide.prediction is not None
     ]
-    return _table([["slide_id", "used", *QUALITY_FLAGS], *rows], delimiter="\t")
+    return _table([["slide_id", "used", *FLAGS], *rows], delimiter="\t")
 
 
 def _table(rows: Iterable[Sequence[str]], *, delimiter: str) -> str:

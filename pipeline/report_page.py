@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from pipeline import charts, gallery, report_charts, stability_page, store, viewer
 from pipeline.evaluation import SlideResult
+from pipeline.flags import FLAGS
 from pipeline.report_charts import Chart
 from pipeline.tasks import CLASSIFICATION
 from pipeline.versions import __version__
@@ -181,7 +182,7 @@ def spoilt(slides: Sequence[SlideResult]) -> list[dict[str, Any]]:
         {
             "slide_id": slide.slide_id,
             "used": slide.patches,
-            **{flag: slide.excluded.get(flag, 0) for flag in ("pen", "blur", "fold")},
+            **{flag: slide.excluded.get(flag, 0) for flag in FLAGS},
             "share": sum(slide.excluded.values()) / (slide.patches + sum(slide.excluded.values())),
         }
         for slide in slides

@@ -14,18 +14,24 @@ from numpy.typing import NDArray
 from pipeline import store
 from pipeline.cohort import Drawn
 from pipeline.errors import SlideError
+from pipeline.flags import FLAGS
 from pipeline.geojson import read_geojson, to_geojson
 from pipeline.grid import place_tiles, tile_shares
 from pipeline.look_alikes import overview_hash
 from pipeline.preview import draw_placeholder, draw_preview, preview_mpp, save_jpeg
-from pipeline.quality import FOCUS_MPP, FOCUS_WINDOW_PX, QualityOptions, Windows, find_folds, sample_blur
+from pipeline.quality import (
+    FOCUS_MPP,
+    FOCUS_WINDOW_PX,
+    QualityOptions,
+    Windows,
+    exclude,
+    sample_blur,
+    spoilt_regions,
+)
 from pipeline.slide import ReadPlan, Slide, open_slide, read_plan
-from pipeline.tissue import Overview, TissueOptions, find_pen, find_tissue, look_at
+from pipeline.tissue import Overview, TissueOptions, find_tissue, look_at
 
 LOG = logging.getLogger(__name__)
-
-FLAGS = ("pen", "blur", "fold")
-"""Why a tile is left out, in the order in which they are looked at."""
 
 MAX_OVERVIEW_PX = 4_500_000
 """Most pixels of an overview: with them the stage stays within 2 s and 400 MB, whatever the slide's size."""
@@ -40,9 +46,9 @@ class Tiling:
     coords
         Top-left corners, int32 [N, 2], columns x, y, level-0 px, row-major.
     shares
-        Share of each tile that is tissue, pen, blur (out of focus) and fold, float32 [N] each.
+        Share of each tile that is tissue, pen, bubble, blur (out of focus) and fold, float32 [N] each.
     excluded
-        Corners, int32 [M, 2], of the tiles that were left out, by the first flag that says so: pen, blur, fold.
+        Corners, int32 [M, 2], of the tiles that were left out, by the first of `FLAGS` that says so.
     flagged
         Mean share of pen, blur and fold over all tiles on tissue, those left out included.
     plan
@@ -126,7 +132,7 @@ def tile_slide(
             remedy="lower tiling.min_tissue, or leave the slide out: it has very little tissue",
         )
     shares = {"tissue": tissue}
-    for name, spoilt in _spoilt_regions(overview, mask, mpp=overview_mpp, find_pens=options.exclude_pen).items():
+    for name, spoilt in spoilt_regions(overview, mask, mpp=overview_mpp, find_pens=options.exclude_pen).items():
         shares[name] = tile_shares(spoilt, coords, downsample=downsample, patch_px=plan.patch_level0_px)
     shares["blur"] = sample_blur(
         coords, stride_px=stride_px, limit=quality.max_blur, windows=_focus_windows(slide, coords, plan)
@@ -145,19 +151,6 @@ def tile_slide(
         kept = np.sort(np.random.default_rng(0).choice(kept, max_tiles, replace=False))
     shares = {name: values[kept] for name, values in shares.items()}
     return Tiling(coords[kept], shares, excluded, flagged, plan, stride_px, mask, downsample, roi)
-
-
-def exclude(
-    coords: NDArray[np.int32], shares: Mapping[str, NDArray[np.float32]], quality: QualityOptions
-) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.int32]]]:
-    """Tell good tiles, shape (N,), from spoilt ones; those by the first flag above its limit, of pen, blur, fold."""
-    good = np.ones(len(coords), np.bool_)
-    excluded = {}
-    for name, limit in zip(FLAGS, (quality.max_pen, quality.max_blur, quality.max_fold), strict=True):
-        spoilt = good & (shares[name] > limit)
-        excluded[name] = coords[spoilt]
-        good &= ~spoilt
-    return good, excluded
 
 
 def overview_scale(slide: Slide, mpp: float) -> float:
@@ -311,16 +304,6 @@ def _tissue(
     if not (tissue & roi).any():
         raise SlideError(f"there is no tissue in the regions of {drawn.roi}", remedy="draw them on the tissue")
     return tissue & roi, roi
-
-
-def _spoilt_regions(
-    overview: Overview, tissue: NDArray[np.bool_], *, mpp: float, find_pens: bool
-) -> dict[str, NDArray[np.bool_]]:
-    """Find pen and folds; none where the background is dark, as densities mean nothing there."""
-    if overview.is_dark:
-        return {"pen": np.zeros_like(tissue), "fold": np.zeros_like(tissue)}
-    pen = find_pen(overview, tissue) if find_pens else np.zeros_like(tissue)
-    return {"pen": pen, "fold": find_folds(overview.density, tissue & ~pen, mpp=mpp)}
 
 
 def _focus_windows(slide: Slide, coords: NDArray[np.int32], plan: ReadPlan) -> Windows:

@@ -14,14 +14,14 @@ SCHEMA_VERSION = 1
 
 STAGE_VERSIONS: dict[str, int] = {
     "check": 1,
-    "tile": 2,
+    "tile": 3,
     "embed": 1,
     "split": 1,
     "train": 2,
     "compare": 1,
     "predict": 2,
     "heatmap": 1,
-    "report": 1,
+    "report": 2,
 }
 
 

@@ -15,7 +15,8 @@ from pipeline.fingerprint import UNREADABLE
 from tests.slides import slide_with_tissue, write_svs
 
 TILE = "--patch-px 224 --target-mpp 0.5 --overlap 0 --min-tissue 0.2 --tissue-method otsu --tissue-threshold 0.04"
-TILE += " --tissue-mpp 8 --tissue-min-area-mm2 0.001 --tissue-min-hole-mm2 0.001 --max-pen 1 --max-blur 1 --max-fold 1"
+TILE += " --tissue-mpp 8 --tissue-min-area-mm2 0.001 --tissue-min-hole-mm2 0.001"
+TILE += " --max-pen 1 --max-bubble 1 --max-blur 1 --max-fold 1"
 TILE += " --no-tissue-exclude-pen"
 
 

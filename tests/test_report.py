@@ -214,13 +214,13 @@ def test_a_cohort_without_any_usable_slide_still_has_a_report(tmp_path: Path) ->
 
 
 def test_tiles_left_out_for_their_quality_are_counted(run: Run) -> None:
-    run.add("pale", np.array([0.3, 0.7]), label=None, excluded={"pen": 0, "blur": 3, "fold": 1})
+    run.add("pale", np.array([0.3, 0.7]), label=None, excluded={"pen": 0, "bubble": 2, "blur": 3, "fold": 1})
     reports = run.write()
     rows = {row["slide_id"]: row for row in rows_of(reports / "quality.tsv", "\t")}
-    assert rows["pale"] == {"slide_id": "pale", "used": "4", "pen": "0", "blur": "3", "fold": "1"}
+    assert rows["pale"] == {"slide_id": "pale", "used": "4", "pen": "0", "bubble": "2", "blur": "3", "fold": "1"}
     page = (reports / "index.html").read_text(encoding="utf-8")
     table = page[page.index("Patches left out for their quality") :]
-    assert re.search(r"pale</th>.*?50\.0 %", table, re.DOTALL)
+    assert re.search(r"pale</th>.*?60\.0 %", table, re.DOTALL)
 
 
 @pytest.mark.parametrize("stage", ["check", "tile", "embed", "predict"])

@@ -13,12 +13,13 @@ from PIL import Image
 from pipeline import store
 from pipeline.cohort import Drawn
 from pipeline.errors import SlideError
+from pipeline.flags import FLAGS
 from pipeline.geojson import from_geojson
 from pipeline.grid import place_tiles
 from pipeline.preview import draw_placeholder
 from pipeline.quality import QualityOptions
 from pipeline.slide import open_slide
-from pipeline.tile import FLAGS, overview_scale, run
+from pipeline.tile import overview_scale, run
 from pipeline.tissue import TissueOptions
 from tests.slides import slide_with_tissue, write_scn, write_svs
 
@@ -260,14 +261,14 @@ def test_spoilt_tiles_are_left_out_counted_and_crossed_out(shared_data: Path, tm
     spoilt = write_svs(tmp_path / "spoilt.svs", pixels, mpp=0.499)
     changes: dict[str, Any] = {"patch_px": 224, "quality": QualityOptions()}
     before, after = tile(good, tmp_path / "good", **changes), tile(spoilt, tmp_path / "spoilt", **changes)
-    assert before.attributes["excluded"] == {"pen": 0, "blur": 0, "fold": 0}
+    assert before.attributes["excluded"] == {"pen": 0, "bubble": 0, "blur": 0, "fold": 0}
     lost = after.attributes["excluded"]["blur"]
     assert lost == len(before.arrays["coords"]) - len(after.arrays["coords"])
     y, kept_y = before.arrays["coords"][:, 1], after.arrays["coords"][:, 1]
     assert not ((kept_y >= 1500) & (kept_y + 224 <= 2400)).any()
     outside = [(corners + 224 <= 1500) | (corners >= 2400) for corners in (y, kept_y)]
     assert outside[0].sum() == outside[1].sum()
-    assert {after.arrays[name].dtype for name in ("tissue", "pen", "blur", "fold")} == {np.dtype(np.float32)}
+    assert {after.arrays[name].dtype for name in ("tissue", *FLAGS)} == {np.dtype(np.float32)}
     assert after.arrays["excluded_flag"].tolist() == [FLAGS.index("blur")] * lost
     corners = {tuple(corner) for corner in before.arrays["coords"].tolist()}
     kept_corners = {tuple(corner) for corner in after.arrays["coords"].tolist()}
