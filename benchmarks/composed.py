@@ -13,23 +13,24 @@ import argparse
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from done import Done  # type: ignore[import-not-found]
+from lockstep import Lockstep, fits  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from planted_cells import read_truth, tumour_share  # type: ignore[import-not-found]
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from asmil.anchor import AnchorConfig, AnchorRegularizer
+from asmil.anchor import AnchorConfig
 from asmil.bags import Bag
-from asmil.inference import attention, predict
 from asmil.registry import MODELS, build
 from asmil.seeding import seeded
 from asmil.stability import StabilityTracker
-from asmil.training import FitConfig, Trainer
+from asmil.training import FitConfig
 from pipeline import store
 
 LEARNING_RATE = 1e-3
@@ -95,41 +96,43 @@ def standardised(slides: Sequence[Slide], train: NDArray[np.intp]) -> list[Bag]:
 def run_seed(
     slides: Sequence[Slide], name: str, anchor: AnchorConfig | None, *, seed: int, folds: int, epochs: int
 ) -> Found:
-    """Cross-validate one model with one seed."""
+    """Cross-validate one model with one seed, all folds in lockstep."""
     labels = np.array([slide.label for slide in slides])
-    probabilities, patch_aurocs, rows, entropies = np.zeros(len(slides)), [], [], []
     division = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, test in division.split(labels, labels, [slide.patient for slide in slides]):
-        bags = standardised(slides, train)
-        with seeded(seed, device=torch.device("cpu")):
-            model = build(name, slides[0].features.shape[1], 2)
-        training = [bags[index] for index in train]
-        trainer = Trainer(
-            model,
-            training,
-            training[:1],  # the trainer asks for validation bags; what it finds on this one is not used
-            anchor=None if anchor is None else AnchorRegularizer(model, anchor),
-            config=FitConfig(epochs=epochs, learning_rate=LEARNING_RATE, schedule="constant"),
-            seed=seed,
-        )
-        tracker = StabilityTracker()
-        while not trainer.finished:
-            trainer.run_epoch()
-            tracker.add(trainer.epoch, [attention(model, bags[index].features) for index in test])
-        rows += [row["jsd_lag1"] for row in tracker.rows[epochs // 2 :]]
-        entropies.append(tracker.rows[-1]["entropy"])
-        for index in test:
-            prediction = predict(model, bags[index].features)
-            probabilities[index] = prediction.probabilities[1]
-            clear, tumour = slides[index].clear, slides[index].tumour
-            if labels[index] and len(set(tumour[clear])) == 2:
-                patch_aurocs.append(roc_auc_score(tumour[clear], prediction.score[clear]))
-    slide_auroc = float(roc_auc_score(labels, probabilities))
-    return Found(slide_auroc, float(np.mean(patch_aurocs)), float(np.mean(rows)), float(np.mean(entropies)))
+    parts = list(division.split(labels, labels, [slide.patient for slide in slides]))
+    scaled = [standardised(slides, train) for train, _ in parts]
+    models = []
+    for fold in range(folds):
+        with seeded(seed, fold, device=torch.device("cpu")):
+            models.append(build(name, slides[0].features.shape[1], 2))
+    if not fits(models[0]):
+        raise SystemExit(f"{name} cannot be trained in lockstep; choose another model")
+    stacked = [torch.from_numpy(np.stack([bags[place].features for bags in scaled])) for place in range(len(slides))]
+    trains = np.array([np.isin(np.arange(len(slides)), train) for train, _ in parts])
+    config = FitConfig(epochs=epochs, learning_rate=LEARNING_RATE, schedule="constant")
+    trainer = Lockstep(models, stacked, labels.tolist(), trains, anchor=anchor, config=config, seed=seed)
+    trackers = [StabilityTracker() for _ in parts]
+    for epoch in range(1, epochs + 1):
+        trainer.run_epoch()
+        for fold, (tracker, (_, test)) in enumerate(zip(trackers, parts, strict=True)):
+            tracker.add(epoch, [trainer.look(place, np.array([fold]))[1][0] for place in test])
+    probabilities, patch_aurocs = np.zeros(len(slides)), []
+    for fold, (_, test) in enumerate(parts):
+        for place in test:
+            probabilities[place] = trainer.look(place, np.array([fold]))[0][0, 1]
+            clear, tumour = slides[place].clear, slides[place].tumour
+            if labels[place] and len(set(tumour[clear])) == 2:
+                patch_aurocs.append(roc_auc_score(tumour[clear], trainer.scores(place, fold)[clear]))
+    return Found(
+        slide_auroc=float(roc_auc_score(labels, probabilities)),
+        patch_auroc=float(np.mean(patch_aurocs)),
+        jsd_lag1=float(np.mean([row["jsd_lag1"] for each in trackers for row in each.rows[epochs // 2 :]])),
+        entropy=float(np.mean([each.rows[-1]["entropy"] for each in trackers])),
+    )
 
 
 def main() -> None:
-    """Print a markdown table, a line as soon as it is known, and one JSON line."""
+    """Print a markdown table, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bags", type=Path)
     parser.add_argument("--labels", type=Path)
@@ -141,6 +144,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--results", type=Path, help="file of JSON lines; what it holds is not run again")
     args = parser.parse_args()
     if None in (args.bags, args.labels, args.truth):
         print(json.dumps({"benchmark": "composed", "ratio": None, "skipped": "give --bags, --labels and --truth"}))
@@ -149,24 +153,31 @@ def main() -> None:
         args.models, args.seeds, args.folds, args.epochs = ["asmil", "gated_abmil"], 1, 2, 4
     torch.set_num_threads(1)
     slides = read_slides(args.bags, args.labels, args.truth, positive=args.positive)
-    variants: list[tuple[str, AnchorConfig | None]] = [("asmil", AnchorConfig())] if "asmil" in args.models else []
-    variants += [(model, None) for model in args.models]
+    variants: list[tuple[str, str, AnchorConfig | None]] = [(model, "none", None) for model in args.models]
+    if "asmil" in args.models:
+        quick = AnchorConfig(half_life_epochs=2, center="quantile")
+        variants += [("asmil", "ema nsf", AnchorConfig()), ("asmil", "ema nsf, half-life 2, centred", quick)]
+    done = Done(args.results)
+    figures = list(Found.__annotations__)
+    for seed in range(args.seeds):  # a seed of all models before the next, so that a cut run compares all of them
+        for name, kind, anchor in variants:
+            key = {"model": name, "anchor": kind, "seed": seed, "folds": args.folds, "epochs": args.epochs}
+            if done.find(key) is None:
+                found = run_seed(slides, name, anchor, seed=seed, folds=args.folds, epochs=args.epochs)
+                done.add(key, asdict(found))
     print(f"{len(slides)} slides, {sum(slide.label for slide in slides)} positive")
     print("| model | anchor | slide AUROC (sd) | patch AUROC (sd) | JSD lag 1 | entropy / log N |")
     print("|---|---|---|---|---|---|")
     results = {}
-    for name, anchor in variants:
-        found = [
-            run_seed(slides, name, anchor, seed=seed, folds=args.folds, epochs=args.epochs)
-            for seed in range(args.seeds)
-        ]
-        means = {key: float(np.mean([getattr(each, key) for each in found])) for key in Found.__annotations__}
-        sds = {key: float(np.std([getattr(each, key) for each in found])) for key in Found.__annotations__}
-        kind = "ema nsf" if anchor else "none"
-        scores = [f"{means[key]:.3f} ({sds[key]:.3f})" for key in ("slide_auroc", "patch_auroc")]
-        figures = [f"{means['jsd_lag1']:.4f}", f"{means['entropy']:.3f}"]
-        print("| " + " | ".join([name, kind, *scores, *figures]) + " |", flush=True)
-        results[f"{name}, anchor {kind}"] = {key: round(value, 4) for key, value in means.items()}
+    for name, kind, _ in variants:
+        key = {"model": name, "anchor": kind, "folds": args.folds, "epochs": args.epochs}
+        rows = [row for seed in range(args.seeds) if (row := done.find({**key, "seed": seed})) is not None]
+        means = {figure: float(np.mean([row[figure] for row in rows])) for figure in figures}
+        sds = {figure: float(np.std([row[figure] for row in rows])) for figure in figures}
+        scores = [f"{means[figure]:.3f} ({sds[figure]:.3f})" for figure in ("slide_auroc", "patch_auroc")]
+        attention = [f"{means['jsd_lag1']:.4f}", f"{means['entropy']:.3f}"]
+        print("| " + " | ".join([name, kind, *scores, *attention]) + " |")
+        results[f"{name}, anchor {kind}"] = {figure: round(value, 4) for figure, value in means.items()}
     plain, anchored = results.get("asmil, anchor none"), results.get("asmil, anchor ema nsf")
     ratio = round(plain["jsd_lag1"] / anchored["jsd_lag1"], 3) if plain and anchored and anchored["jsd_lag1"] else None
     facts = {"seeds": args.seeds, "folds": args.folds, "epochs": args.epochs, "slides": len(slides)}

@@ -1,0 +1,188 @@
+"""Train many small models at once, each on its own copy of the same bags, a step of all of them at a time.
+
+On bags of a few patches a step costs what launching its operations costs, so folds and seeds one after the other spend
+their time on nothing. Here the runs go through the bags in one common order, and torch's vmap makes one operation of
+what all of them compute. Every run has its own weights, AdamW state, noise, features (as its own fold standardises
+them) and anchor; a run whose test fold holds a bag leaves that step out. What is computed is what
+`asmil.training.Trainer` computes (tests/test_benchmarks.py compares the two), but for the order of bags, which seeds
+share, and models that take something from the bags beforehand or follow their own weights (PAMIL, MHIM).
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from asmil.anchor import AnchorConfig
+from asmil.losses import alignment_loss, relative_entropy
+from asmil.normalizers import center_logits, log_nsf, log_softmax
+from asmil.options import FitConfig
+from asmil.protocol import TrainingHooks
+from asmil.registry import NamedModel
+from asmil.seeding import seeded
+
+_ORDER, _NOISE = 0, 1
+
+
+def fits(model: NamedModel) -> bool:
+    """Whether a model's training depends on the weights and the bag of a step alone."""
+    kind = type(model)
+    return all(getattr(kind, name, None) in (None, getattr(TrainingHooks, name)) for name in ("prepare", "end_step"))
+
+
+class Lockstep:
+    """R models of one kind in training together.
+
+    Parameters
+    ----------
+    models
+        R models, differing in their weights only.
+    bags
+        One tensor [R, N, d_in] a bag: the bag as each run sees it.
+    labels
+        Class of each bag.
+    trains
+        bool [R, B]: whether a run trains on a bag.
+    anchor
+        None, or mode "none", trains on the model's own loss alone.
+    config
+        As for `asmil.training.Trainer`; `accumulate`, `precision`, `class_weights` and `patience` stay at defaults.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[NamedModel],
+        bags: Sequence[Tensor],
+        labels: Sequence[int],
+        trains: NDArray[np.bool_],
+        *,
+        anchor: AnchorConfig | None,
+        config: FitConfig,
+        seed: int,
+    ) -> None:
+        self.model: Any = copy.deepcopy(models[0])
+        self.follower: Any = copy.deepcopy(models[0]).eval()
+        self.hooks = self.model if isinstance(self.model, TrainingHooks) else TrainingHooks()
+        self.bags, self.labels, self.trains, self.config, self.seed = bags, labels, trains, config, seed
+        self.names = [name for name, _ in models[0].named_parameters()]
+        self.shapes = [value.shape for _, value in models[0].named_parameters()]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.weights = [nn.Parameter(nn.utils.parameters_to_vector(model.parameters()).detach()) for model in models]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.anchor = anchor if anchor and anchor.mode != "none" and self.model.anchor_parameters() else None
+        # the whole model is kept as anchor, of which only what is upstream of the attention is used
+        self.anchors = torch.stack([weight.detach().clone() for weight in self.weights])
+        self.epoch = 0
+        self.target_entropy = math.nan
+
+    def run_epoch(self) -> None:
+        """Take every run through its training bags once."""
+        self.epoch += 1
+        order = np.random.default_rng([self.seed, self.epoch, _ORDER]).permutation(len(self.bags))
+        steps = [int(bag) for bag in order if self.trains[:, bag].any()]
+        self.model.train()
+        entropies = []
+        with seeded(self.seed, self.epoch, _NOISE, device=torch.device("cpu")):
+            for number, bag in enumerate(steps):
+                entropies.append(self._step(bag, (self.epoch - 1 + number / len(steps)) / self.config.epochs))
+        self.target_entropy = float(torch.stack(entropies).mean())
+
+    @torch.no_grad()
+    def look(self, bag: int, runs: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Give some runs' class probabilities [r, C] of a bag and their attention [r, rows, N], in eval mode."""
+        self.model.eval()
+
+        def one(weights: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+            logits, attention = functional_call(self.model, self._named(weights), (features,))
+            return logits.softmax(-1), attention.softmax(-1).flatten(0, -2)
+
+        stacked = torch.stack([self.weights[run].detach() for run in runs])
+        probabilities, attention = vmap(one)(stacked, self.bags[bag][torch.from_numpy(runs)])
+        return probabilities.numpy(), attention.numpy()
+
+    @torch.no_grad()
+    def scores(self, bag: int, run: int) -> NDArray[np.float32]:
+        """Give one run's score of a bag's patches, [N]."""
+        nn.utils.vector_to_parameters(self.weights[run].detach(), self.follower.parameters())
+        return np.asarray(self.follower.score(self.bags[bag][run]).numpy())
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = zip(self.names, flat.split(self.sizes), self.shapes, strict=True)
+        return {name: part.view(shape) for name, part, shape in parts}
+
+    def _step(self, bag: int, progress: float) -> Tensor:
+        runs = np.flatnonzero(self.trains[:, bag])
+        cosine = (1 + math.cos(math.pi * progress)) / 2 if self.config.schedule == "cosine" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * cosine
+        self.hooks.begin_step(progress)
+        self.optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone, its moments too
+        mine = [self.weights[run] for run in runs]
+        label = torch.tensor(self.labels[bag])
+
+        def one(weights: Tensor, anchor: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+            logits, attention = functional_call(self.model, self._named(weights), (features,))
+            loss = self.hooks.objective(F.cross_entropy(logits, label), self.labels[bag])
+            if self.anchor is None:
+                return loss, loss.new_full((), math.nan)
+            target = self._log_target(anchor, features, attention.detach())
+            aligned = alignment_loss(target, log_softmax(attention), reduction=self.anchor.reduction)
+            return loss + self.anchor.beta * aligned, relative_entropy(target).mean()
+
+        places = torch.from_numpy(runs)
+        every = vmap(one, randomness="different")
+        losses, entropies = every(torch.stack(mine), self.anchors[places], self.bags[bag][places])
+        losses.sum().backward()
+        gradients = [weight.grad for weight in mine]
+        norms = torch._foreach_norm(gradients)
+        scales = [torch.clamp(self.config.gradient_clip / (norm + 1e-6), max=1) for norm in norms]
+        torch._foreach_mul_(gradients, scales)
+        self.optimizer.step()
+        self._follow(runs)
+        return entropies.detach().mean()
+
+    def _log_target(self, weights: Tensor, features: Tensor, online: Tensor) -> Tensor:
+        assert self.anchor is not None
+        if self.anchor.mode == "uniform":
+            return log_softmax(torch.zeros_like(online))
+        call = _AttentionLogits(self.follower)
+        own = {f"model.{name}": value for name, value in self._named(weights).items()}
+        logits = functional_call(call, own, (features, self.model.context)).detach()
+        logits = center_logits(logits, center=self.anchor.center, quantile=self.anchor.quantile)
+        if self.anchor.target == "softmax":
+            return log_softmax(logits / self.anchor.temperature)
+        return log_nsf(logits, temperature=self.anchor.temperature)
+
+    def _follow(self, runs: NDArray[np.intp]) -> None:
+        """Move the anchors of the runs that took a step."""
+        if self.anchor is None or self.anchor.mode != "ema":
+            return
+        half_life = self.anchor.half_life_epochs
+        with torch.no_grad():
+            for run in runs:
+                momentum = self.anchor.momentum
+                if half_life is not None:
+                    momentum = 0.5 ** (1 / (half_life * int(self.trains[run].sum())))
+                self.anchors[run].lerp_(self.weights[run], 1 - momentum)
+
+
+class _AttentionLogits(nn.Module):
+    """A model whose forward pass gives the attention logits alone, for `functional_call`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, context: Any) -> Tensor:
+        """Give the attention logits of one bag."""
+        logits: Tensor = self.model.attention_logits(features, None, context)
+        return logits
