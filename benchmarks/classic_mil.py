@@ -195,8 +195,7 @@ def main() -> None:
                 key = {"set": name, "model": model, "anchor": kind, **asdict(run)}
                 wanted.append(key)
                 if done.find(key) is None:
-                    rows = follow(model, anchor, bags, labels, run)
-                    done.add(key, judge(rows, labels, run))
+                    done.add(key, judge(follow(model, anchor, bags, labels, run), labels, run))
     rows = [row for row in map(done.find, wanted) if row is not None]
     print(table(rows))
     ratio = float(np.mean([row["accuracy_selected"] / row["accuracy_fixed"] for row in rows]))

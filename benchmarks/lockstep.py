@@ -116,7 +116,7 @@ class Lockstep:
         return np.asarray(self.follower.score(self.bags[bag][run]).numpy())
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = zip(self.names, flat.split(self.sizes), self.shapes, strict=True)
+        parts = zip(self.names, torch.split(flat, self.sizes), self.shapes, strict=True)
         return {name: part.view(shape) for name, part, shape in parts}
 
     def _step(self, bag: int, progress: float) -> Tensor:
@@ -126,7 +126,7 @@ class Lockstep:
             group["lr"] = self.config.learning_rate * cosine
         self.hooks.begin_step(progress)
         self.optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone, its moments too
-        mine = [self.weights[run] for run in runs]
+        mine: list[Tensor] = [self.weights[run] for run in runs]
         label = torch.tensor(self.labels[bag])
 
         def one(weights: Tensor, anchor: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,11 +141,9 @@ class Lockstep:
         places = torch.from_numpy(runs)
         every = vmap(one, randomness="different")
         losses, entropies = every(torch.stack(mine), self.anchors[places], self.bags[bag][places])
-        losses.sum().backward()
-        gradients = [weight.grad for weight in mine]
-        norms = torch._foreach_norm(gradients)
-        scales = [torch.clamp(self.config.gradient_clip / (norm + 1e-6), max=1) for norm in norms]
-        torch._foreach_mul_(gradients, scales)
+        torch.autograd.backward(losses.sum())
+        for weight in mine:  # each run by its own norm
+            nn.utils.clip_grad_norm_(weight, self.config.gradient_clip)
         self.optimizer.step()
         self._follow(runs)
         return entropies.detach().mean()

@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +30,15 @@ def test_lockstep_trains_as_the_trainer_does(name: str, anchor: AnchorConfig | N
     rng = np.random.default_rng(0)
     bags = [Bag(rng.standard_normal((3 + n, 32)).astype(np.float32), n % 2, f"bag {n}") for n in range(6)]
     # in float64: in float32 Adam takes full steps along the rounding of a gradient that is 0 (a bias before a softmax)
-    model = build(name, 32, 2, **QUIET[name]).double()
+    model: Any = build(name, 32, 2, **QUIET[name])
+    model.double()
     config = FitConfig(epochs=3, learning_rate=1e-3)
     start = parameters_to_vector(model.parameters()).detach().clone()
     # run 0 leaves out the last bag; run 1 trains on all, as the trainer below
     trains = np.ones((2, 6), dtype=bool)
     trains[0, -1] = False
     stacked = [torch.from_numpy(np.stack([bag.features] * 2)).double() for bag in bags]
-    labels = [int(bag.label) for bag in bags]
+    labels = [n % 2 for n in range(6)]
     copies = [copy.deepcopy(model) for _ in range(2)]
     together = Lockstep(copies, stacked, labels, trains, anchor=anchor, config=config, seed=0)
     follower = None if anchor is None else AnchorRegularizer(model, anchor)
