@@ -109,10 +109,10 @@ def flags(slide: SlideResult) -> list[str]:
     found = slide.prediction
     if found is None:
         return []
-    lost, reason = sum(slide.excluded.values()), getattr(found, "decision_reason", "")
+    lost, reason = sum(slide.excluded.values()), found.decision_reason
     holds = (
-        getattr(found, "decision", "") == "abstained",
-        "out of distribution" in reason or (getattr(found, "ood_score", None) or 0.0) > 1.0,
+        found.decision == "abstained",
+        "out of distribution" in reason or found.ood_score > 1.0,
         "folds disagree" in reason,
         bool(lost) and lost >= MUCH * (lost + slide.patches),
         bool(slide.warnings),
@@ -126,12 +126,12 @@ def details(slide: SlideResult) -> list[tuple[str, str]]:
     if found is None:
         return []
     rows = [(f"P({name})", f"{value:.3f}") for name, value in zip(found.classes, found.probabilities, strict=False)]
-    calibrated, decision, reason = (getattr(found, name, "") for name in ("calibrated", "decision", "decision_reason"))
-    if calibrated:
-        values = zip(found.classes, calibrated, strict=True)
+    if found.calibrated:
+        values = zip(found.classes, found.calibrated, strict=True)
         rows.append(("Calibrated", ", ".join(f"{name} {value:.2f}" for name, value in values)))
-    if decision:
-        rows.append(("Decision", f"{decision} ({reason})" if reason else decision))
+    if found.decision:
+        why = f" ({found.decision_reason})" if found.decision_reason else ""
+        rows.append(("Decision", f"{found.decision}{why}"))
     models = len(found.folds)
     drawn = {"out_of_fold": "models that never saw it", "ensemble": "the ensemble", "seen": "models trained on it"}
     rows.append(("Drawn by", f"{drawn[found.source]} ({models} model{'' if models == 1 else 's'})"))
@@ -139,9 +139,8 @@ def details(slide: SlideResult) -> list[tuple[str, str]]:
         rows.append(("Spread", f"sd {found.fold_spread:.3f} over the models"))
     if not math.isnan(found.map_agreement):
         rows.append(("Maps", f"rank correlation {found.map_agreement:.2f} between the models' maps"))
-    distance = getattr(found, "ood_score", math.nan)
-    if not math.isnan(distance):
-        rows.append(("Unlike training", f"{distance:.2f} of the limit"))
+    if not math.isnan(found.ood_score):
+        rows.append(("Unlike training", f"{found.ood_score:.2f} of the limit"))
     rows.append(("Patches", f"{slide.patches:,}"))
     rows += [("Warning", warning) for warning in slide.warnings]
     return rows
