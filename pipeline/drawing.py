@@ -103,8 +103,10 @@ def paint(
     for rows, cols, sign in ((top, left, 1), (bottom, right, 1), (top, right, -1), (bottom, left, -1)):
         np.add.at(sums, (rows, cols), sign * values)
         np.add.at(counts, (rows, cols), sign)
-    total = sums.cumsum(0).cumsum(1)[:height, :width]
-    depth = counts.cumsum(0).cumsum(1)[:height, :width]
+    for running in (sums, counts):  # in place: a copy a step would be half of the stage's memory
+        for axis in (0, 1):
+            np.cumsum(running, axis=axis, out=running)
+    total, depth = sums[:height, :width], counts[:height, :width]
     covered = depth > 0
     mean = np.divide(total, depth, out=np.zeros((height, width)), where=covered)
     return mean, covered

@@ -193,7 +193,9 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any] | Rows], attributes: Map
         # attributes are given at once: a zip cannot replace a member, and a second write would add a duplicate
         group = zarr.create_group(zip_store, zarr_format=3, attributes=plain)
         for name, values in arrays.items():
-            chunks = (CHUNK_ROWS, *(max(1, size) for size in values.shape[1:]))
+            # no longer than the array: [F, N] of five folds would take 4096 rows of N when it is read
+            chunk_rows = max(1, min(CHUNK_ROWS, values.shape[0]))
+            chunks = (chunk_rows, *(max(1, size) for size in values.shape[1:]))
             array = group.create_array(
                 name, shape=values.shape, dtype=values.dtype, chunks=chunks, config={"write_empty_chunks": True}
             )

@@ -7,7 +7,12 @@ rule heatmap:
         attention=RESULTS / "attention" / "{slide}.zarr.zip",
         tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
     output:
-        png=REPORTS / "heatmaps" / "{slide}.png",
+        png=report(
+            REPORTS / "heatmaps" / "{slide}.png",
+            caption="../report/heatmap.rst",
+            category="Heatmaps",
+            labels={"slide": "{slide}"},
+        ),
         geojson=RESULTS / "attention" / "{slide}.geojson",
         view=RESULTS / "views" / "{slide}.json",
     log:
@@ -32,10 +37,24 @@ rule report:
         heatmaps=heatmaps(),
         compared=[RESULTS / "compare" / name / "predictions.csv" for name in COMPARED],
     output:
-        index=REPORTS / "index.html",
-        predictions=REPORTS / "predictions.csv",
-        metrics=REPORTS / "metrics.json",
-        quarantine=REPORTS / "quarantine.tsv",
+        index=report(
+            REPORTS / "index.html", caption="../report/index.rst", category="Report", labels={"file": "report"}
+        ),
+        predictions=report(
+            REPORTS / "predictions.csv",
+            caption="../report/predictions.rst",
+            category="Tables",
+            labels={"file": "predictions"},
+        ),
+        metrics=report(
+            REPORTS / "metrics.json", caption="../report/metrics.rst", category="Tables", labels={"file": "metrics"}
+        ),
+        quarantine=report(
+            REPORTS / "quarantine.tsv",
+            caption="../report/quarantine.rst",
+            category="Tables",
+            labels={"file": "slides left out"},
+        ),
         quality=REPORTS / "quality.tsv",
     log:
         RESULTS / "logs" / "report.log",
