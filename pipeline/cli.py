@@ -108,6 +108,20 @@ def report(
 
 
 @app.command()
+def status(
+    *,
+    results: Annotated[Path, Option(help="Folder of the results.")] = Path("results"),
+    reports: Annotated[Path, Option(help="Folder of the reports.")] = Path("reports"),
+) -> None:
+    """Say how far a run is: what is done, what is left, and when it should end."""
+    from datetime import datetime
+
+    from pipeline import progress
+
+    typer.echo(progress.text(progress.look(results, reports), now=datetime.now().astimezone()))
+
+
+@app.command()
 def strict(
     quarantine: Annotated[Path, Argument(help="Table of quarantined slides.", show_default=False)],
     *,
