@@ -2,6 +2,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +41,40 @@ def test_every_package_is_installed_with_the_project() -> None:
         for path in (ROOT / name).rglob("__init__.py")
     }
     assert set(packages) == found
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "asmil-wsi.def"])
+def test_a_container_holds_what_the_lock_names_and_no_other_version(recipe: str) -> None:
+    text = (ROOT / "envs" / recipe).read_text()
+    installs = re.findall(r"pip install .*", text)
+    assert len(installs) == 2
+    assert "--requirement /opt/asmil-wsi/requirements.lock" in installs[0]
+    assert "--no-deps" in installs[1]
+    python = next(
+        entry
+        for entry in yaml.safe_load((ROOT / "envs" / "asmil-wsi.yaml").read_text())["dependencies"]
+        if str(entry).startswith("python=")
+    )
+    assert f"python:{python.removeprefix('python=')}-" in text
+
+
+def test_everything_that_a_container_copies_is_there() -> None:
+    files = re.search(r"%files\n(.*?)\n\n", (ROOT / "envs" / "asmil-wsi.def").read_text(), re.DOTALL)
+    assert files is not None
+    copied = [line.split()[0] for line in files[1].splitlines()]
+    assert {"requirements.lock", "workflow", "pipeline", "asmil", "envs"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_every_rule_with_a_command_names_the_conda_environment() -> None:
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for rule in re.split(r"(?m)^(?:use )?rule ", path.read_text())[1:]:
+            if "shell:" in rule:
+                assert '"../../envs/asmil-wsi.yaml"' in rule, rule.splitlines()[0]
+
+
+def test_what_the_workflow_catalogue_asks_for_is_there() -> None:
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert {"mandatory-flags", "software-stack-deployment", "report"} == set(usage)
+    assert (ROOT / "config" / "README.md").exists()
+    assert (ROOT / "workflow" / "Snakefile").exists()

@@ -6,7 +6,7 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cohort as cohorts, running, settings
+from pipeline import cluster, cohort as cohorts, running, settings
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import STAGE_VERSIONS
@@ -210,6 +210,25 @@ def gpu_of(stage):
 def gpu_queue(wildcards):
     """Give the GPUs that an `embed` job will use once it is its turn."""
     return settings.gpus(SETTINGS, "embed", local=workflow.local_exec)
+
+
+def memory_of(stage):
+    """Give a function that tells the memory in MB that a job asks a cluster for: more at each attempt."""
+
+    def of_job(wildcards, input, attempt):
+        extra = settings.cache_mb(SETTINGS) if stage == "train" else 0
+        return cluster.memory_mb(stage, input_mb=input.size_mb, attempt=attempt, extra_mb=extra)
+
+    return of_job
+
+
+def minutes_of(stage):
+    """Give a function that tells the minutes that a job asks a cluster for: more at each attempt."""
+
+    def of_job(wildcards, input, attempt):
+        return cluster.minutes(stage, input_mb=input.size_mb, attempt=attempt)
+
+    return of_job
 
 
 def print_summary():

@@ -12,6 +12,9 @@ rule split:
         RESULTS / "logs" / "split.log",
     conda:
         "../../envs/asmil-wsi.yaml"
+    resources:
+        mem_mb=memory_of("split"),
+        runtime=minutes_of("split"),
     params:
         version=STAGE_VERSIONS["split"],
         labels=labels_digest,
@@ -38,6 +41,8 @@ rule train:
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
+        mem_mb=memory_of("train"),
+        runtime=minutes_of("train"),
         gpu=gpu_of("train"),
         # a resource and not a parameter: another cache trains nothing again
         cache_mb=settings.cache_mb(SETTINGS),
@@ -75,6 +80,9 @@ rule compare:
         RESULTS / "logs" / "compare" / "{model}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
+    resources:
+        mem_mb=memory_of("compare"),
+        runtime=minutes_of("compare"),
     params:
         version=STAGE_VERSIONS["compare"],
         bags=RESULTS / "bags",
@@ -95,6 +103,9 @@ rule predict:
         RESULTS / "logs" / "predict" / "{slide}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
+    resources:
+        mem_mb=memory_of("predict"),
+        runtime=minutes_of("predict"),
     params:
         version=STAGE_VERSIONS["predict"],
         flags=flags("predict"),

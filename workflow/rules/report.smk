@@ -20,6 +20,8 @@ rule heatmap:
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
+        mem_mb=memory_of("heatmap"),
+        runtime=minutes_of("heatmap"),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=STAGE_VERSIONS["heatmap"],
@@ -60,6 +62,9 @@ rule report:
         RESULTS / "logs" / "report.log",
     conda:
         "../../envs/asmil-wsi.yaml"
+    resources:
+        mem_mb=memory_of("report"),
+        runtime=minutes_of("report"),
     params:
         version=STAGE_VERSIONS["report"],
         flags=flags("report"),

@@ -15,6 +15,9 @@ rule check:
     conda:
         "../../envs/asmil-wsi.yaml"
     threads: 8
+    resources:
+        mem_mb=memory_of("check"),
+        runtime=minutes_of("check"),
     params:
         version=STAGE_VERSIONS["check"],
         cohort=cohort_digest,
@@ -37,6 +40,8 @@ rule tile:
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
+        mem_mb=memory_of("tile"),
+        runtime=minutes_of("tile"),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=STAGE_VERSIONS["tile"],
@@ -78,6 +83,8 @@ rule embed:
         "../../envs/asmil-wsi.yaml"
     threads: settings.embed_threads(SETTINGS)
     resources:
+        mem_mb=memory_of("embed"),
+        runtime=minutes_of("embed"),
         gpu=gpu_of("embed"),
         gpu_queue=gpu_queue,
         # a resource, as another speed is no reason to run again
