@@ -25,14 +25,6 @@ def submit(study: Study, *arguments: str) -> Ran:
     return study.run("--workflow-profile", str(profile), *small, *quick, *site, *arguments)
 
 
-def test_the_whole_workflow_runs_as_jobs_of_a_cluster(slurm: None, fresh: Study) -> None:
-    ran = submit(fresh)
-    assert ran.code == 0, ran.output
-    assert "has been submitted with SLURM jobid" in ran.output
-    assert (fresh.folder / "reports" / "index.html").exists()
-    assert len(list((fresh.folder / "reports" / "heatmaps").glob("*.png"))) == 7
-
-
 def test_a_failing_job_ends_the_run_on_a_cluster(slurm: None, finished: Study) -> None:
     bag = finished.folder / "results" / "bags" / "slide 0.zarr.zip"
     bag.write_bytes(b"no zip file")
