@@ -81,7 +81,7 @@ def run(
 
 def predictions_table(slides: "Sequence[SlideResult]", classes: Sequence[str]) -> str:
     """Give `predictions.csv`: a row a slide, empty cells where there is no prediction."""
-    from pipeline import outcomes
+    from pipeline import outcomes, prediction_columns
 
     task = outcomes.task_of(slides)
     own = outcomes.prediction_columns(task) or [f"probability_{name}" for name in classes]
@@ -92,13 +92,15 @@ def predictions_table(slides: "Sequence[SlideResult]", classes: Sequence[str]) -
         found = slide.prediction
         if found is None:
             cells = outcomes.prediction_cells(slide, task=task) if task != CLASSIFICATION else ["" for _ in classes]
-            rows.append([*known, "", *cells, "", "", slide.status])
+            row = [*known, "", *cells, "", "", slide.status]
         else:
             numbers = [f"{probability:.6f}" for probability in found.probabilities]
             numbers += outcomes.prediction_cells(slide, task=task) if task != CLASSIFICATION else []
             spread = f"{found.fold_spread:.6f}"
-            rows.append([*known, found.predicted, *numbers, found.source, spread, slide.status])
-    return _table([[*header, "source", "fold_spread", "status"], *rows], delimiter=",")
+            row = [*known, found.predicted, *numbers, found.source, spread, slide.status]
+        rows.append([*row, *prediction_columns.cells(slide, classes, task=task)])
+    header += ["source", "fold_spread", "status", *prediction_columns.columns(classes, task=task)]
+    return _table([header, *rows], delimiter=",")
 
 
 def quarantine_table(slides: "Sequence[SlideResult]") -> str:
