@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from asmil.anchor import AnchorConfig, AnchorRegularizer
     from asmil.bags import Bag
     from asmil.errors import BagError, TrainingError
-    from asmil.inference import Prediction, attention, predict
+    from asmil.inference import Prediction, attention, evidence, predict
     from asmil.model import ASMIL
     from asmil.protocol import AttentionMIL
     from asmil.stability import StabilityTracker
@@ -31,6 +31,7 @@ __all__ = [
     "StabilityTracker",
     "TrainingError",
     "attention",
+    "evidence",
     "fit",
     "predict",
 ]
@@ -45,6 +46,7 @@ _MODULE_OF = {
     "FitConfig": "training",
     "FitResult": "training",
     "Prediction": "inference",
+    "evidence": "inference",
     "StabilityTracker": "stability",
     "TrainingError": "errors",
     "attention": "inference",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asmil.inference import Prediction, predict
+from asmil.inference import Prediction, evidence, predict
 from asmil.stability import agreement
 from pipeline import outcomes, store
 from pipeline.calibration import softmax
@@ -133,6 +133,8 @@ def run(
             "coords": stored.arrays["coords"],
             "probability": verdict.probability,
         }
+        if verdict.evidence is not None:
+            arrays["evidence"] = verdict.evidence
         found |= described(verdict, options)
         log.info("%s: %s by folds %s, decision %s", slide_id, found["predicted"], folds, found["decision"])
     found |= {"label": own.label if own else None, "patient_id": own.patient_id if own else ""}
@@ -167,6 +169,9 @@ class Verdict:
         Distance to each model's training slides over its limit, (F,); NaN where it is unknown.
     deletion
         As `faithfulness.deletion` gives it, of the first model; None where it was not asked for.
+    evidence
+        float32 (N, C), see `asmil.inference.evidence`, mean over the models; None of two classes, which one map tells,
+        and of models that give none.
     """
 
     probability: NDArray[np.float32]
@@ -176,6 +181,7 @@ class Verdict:
     thresholds: list[dict[str, float]]
     ood: NDArray[np.float64]
     deletion: dict[str, Any] | None
+    evidence: NDArray[np.float32] | None
 
 
 def judge(
@@ -199,6 +205,7 @@ def judge(
     known: list[ModelFolder] = []
     ood: list[float] = []
     curve: dict[str, Any] | None = None
+    spoken: list[NDArray[np.float32]] = []
     for folder in folders:
         model, description = load_model(folder)
         description.check_bag(stored.attributes, folder=folder)
@@ -209,6 +216,8 @@ def judge(
             )
         features = description.standardised(stored.arrays["features"])
         found.append(predict(model, features, device=device))
+        if len(description.classes) > 2:
+            spoken.append(evidence(model, features, device=device))
         if description.outliers is not None:
             distance = description.outliers.distance(summary_vector(features))
             ood.append(distance / description.outliers.limit(outlier_rate))
@@ -224,6 +233,7 @@ def judge(
         thresholds=[model.thresholds for model in known],
         ood=np.array(ood if len(ood) == len(found) else [math.nan] * len(found)),
         deletion=curve,
+        evidence=np.mean(spoken, axis=0) if np.any(spoken) else None,
     )
 
 

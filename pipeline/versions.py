@@ -19,9 +19,9 @@ STAGE_VERSIONS: dict[str, int] = {
     "split": 1,
     "train": 2,
     "compare": 1,
-    "predict": 2,
-    "heatmap": 1,
-    "report": 2,
+    "predict": 3,
+    "heatmap": 2,
+    "report": 3,
 }
 
 

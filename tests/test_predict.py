@@ -121,3 +121,26 @@ def test_models_of_other_classes_are_not_mixed(trained: Path, tmp_path: Path) ->
             attention=tmp_path / "a.zarr.zip",
             device="cpu",
         )
+
+
+def test_of_three_classes_each_patch_has_evidence_for_each(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [Assignment(f"s{slide}", f"p{slide}", "abc"[slide % 3], 0, 0, role_of(slide, 0)) for slide in range(SLIDES)]
+    write_splits(tmp_path / "splits.csv", rows)
+    for slide in range(SLIDES):
+        write_bag(tmp_path / "bags", f"s{slide}", generator.normal(size=(20, 6)), fingerprint=f"file {slide}")
+    train.run(
+        fold=0,
+        splits=tmp_path / "splits.csv",
+        bags=tmp_path / "bags",
+        folder=tmp_path / "model" / "fold-0",
+        model="asmil",
+        model_options={"d_inner": 8, "tokens": 2, "heads": 2},
+        anchor=AnchorConfig(),
+        training=FitConfig(epochs=1),
+        seed=0,
+        device="cpu",
+    )
+    found = predicted(tmp_path, tmp_path / "bags" / "s0.zarr.zip")
+    assert found.arrays["evidence"].shape == (20, 3)
+    np.testing.assert_allclose(found.arrays["evidence"].sum(1), 0, atol=1e-5)
