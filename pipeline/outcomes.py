@@ -223,6 +223,15 @@ def _fold(
     }
 
 
+def label_group(slide: "SlideResult", *, task: str) -> str:
+    """Give what a table counts a slide under: its class, whether the event was seen, or that it has a number."""
+    if task == CLASSIFICATION or not slide.label:
+        return slide.label
+    if task == "regression":
+        return "a number"
+    return "event seen" if follow_up(slide.label)[1] else "censored"
+
+
 def task_of(slides: "Sequence[SlideResult]") -> str:
     """Give the task that all predictions share; classification where nothing was predicted."""
     return next((slide.prediction.task for slide in slides if slide.prediction is not None), CLASSIFICATION)

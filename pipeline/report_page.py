@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline import charts, gallery, report_charts, stability_page, store, viewer
+from pipeline import charts, gallery, outcome_figures, outcomes, report_charts, stability_page, store, viewer
 from pipeline.evaluation import SlideResult
 from pipeline.flags import FLAGS
 from pipeline.report_charts import Chart
@@ -33,13 +33,14 @@ METRIC_NAMES = {
     "brier": ("Brier score", "squared error of the probabilities; lower is better"),
     "ece": ("Calibration error", "gap between stated and observed confidence; lower is better"),
     "log_loss": ("Log loss", "mean negative log probability of the label, nats; lower is better"),
+    **outcome_figures.METRIC_NAMES,
 }
 """Name and one clause of explanation, in the order of the tables."""
 
-COMPARED_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "brier")
+COMPARED_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "brier", "c_index", "mae", "r2", "spearman")
 """Columns of the table that compares models."""
 
-FOLD_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "temperature", "threshold")
+FOLD_METRICS = ("auroc", "balanced_accuracy", "macro_f1", "temperature", "threshold", "c_index", "mae", "spearman")
 OPTIONAL = ("models", "differences", "patients", "calibrated", "uncalibrated", "decisions", "abstention", "deletion")
 """Parts of the metrics that a run may lack; the page leaves them out then."""
 
@@ -89,7 +90,7 @@ def render(
     cards = [gallery.card(slide, reports / "heatmaps") for slide in slides]
     stability = stability_page.render(stability_page.read(models))
     drawn = {
-        "performance": report_charts.performance(used, known) if used and known["task"] == CLASSIFICATION else [],
+        "performance": _performance_charts(used, known) if used else [],
         "abstention": report_charts.abstention(known["abstention"]) if known["abstention"] else [],
         "deletion": report_charts.deletion(known["deletion"]) if known["deletion"] else [],
         "stability": stability["charts"] if stability else [],
@@ -117,10 +118,16 @@ def render(
         left_out=[slide for slide in slides if slide.status != store.OK],
         warned=[slide for slide in slides if slide.status == store.OK and slide.warnings],
         spoilt=spoilt(slides),
-        label_counts=label_counts(slides),
+        label_counts=label_counts(slides, task=known["task"]),
         stability=stability,
         level=f"{known['interval']['level']:.0%}",
     )
+
+
+def _performance_charts(used: Sequence[SlideResult], metrics: Mapping[str, Any]) -> list[Chart]:
+    if metrics["task"] == CLASSIFICATION:
+        return report_charts.performance(used, metrics)
+    return outcome_figures.charts(used, metrics["task"])
 
 
 def targets(drawn: Mapping[str, Sequence[Chart]]) -> list[tuple[str, Chart]]:
@@ -169,7 +176,8 @@ def metric_rows(pooled: Mapping[str, Mapping[str, float | None]]) -> list[dict[s
         label, meaning = METRIC_NAMES.get(name, (name, ""))
         entry = pooled[name]
         row: dict[str, Any] = {"name": label, "meaning": meaning, "bar": None, **entry}
-        if entry["value"] is not None and entry["low"] is not None and entry["high"] is not None:
+        on_scale = name in outcome_figures.ON_UNIT_SCALE or name not in outcome_figures.METRIC_NAMES
+        if on_scale and entry["value"] is not None and entry["low"] is not None and entry["high"] is not None:
             low, high, value = (min(max(float(entry[key] or 0.0), 0.0), 1.0) for key in ("low", "high", "value"))
             row["bar"] = {"left": f"{100 * low:.1f}", "width": f"{100 * (high - low):.1f}", "dot": f"{100 * value:.1f}"}
         rows.append(row)
@@ -191,11 +199,12 @@ def spoilt(slides: Sequence[SlideResult]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["share"])
 
 
-def label_counts(slides: Sequence[SlideResult]) -> list[tuple[str, int, int]]:
+def label_counts(slides: Sequence[SlideResult], *, task: str = CLASSIFICATION) -> list[tuple[str, int, int]]:
     """Give slides and patients by label, sorted by label; unlabelled slides last, under an empty name."""
-    names = sorted({slide.label for slide in slides}, key=lambda name: (not name, name))
+    groups = {slide.slide_id: outcomes.label_group(slide, task=task) for slide in slides}
+    names = sorted(set(groups.values()), key=lambda name: (not name, name))
     counts = []
     for name in names:
-        of_label = [slide for slide in slides if slide.label == name]
+        of_label = [slide for slide in slides if groups[slide.slide_id] == name]
         counts.append((name, len(of_label), len({slide.patient_id or slide.slide_id for slide in of_label})))
     return counts

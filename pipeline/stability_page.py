@@ -38,6 +38,19 @@ _CHARTS = (
         "Cross-entropy, nats",
         "On slides of the inner validation part; the epoch kept is the one of best macro F1 and AUROC on them.",
     ),
+    (
+        "validation_partial_likelihood",
+        "Validation loss",
+        "Negative log partial likelihood",
+        "On slides of the inner validation part, nats an event; the epoch kept is the one of the best concordance.",
+    ),
+    (
+        "validation_squared_error",
+        "Validation loss",
+        "Squared error",
+        "On slides of the inner validation part, in sd of the training labels; the epoch kept has the least mean"
+        " absolute error.",
+    ),
 )
 
 _COLUMNS = (
@@ -69,7 +82,9 @@ def render(records: Mapping[int, Record]) -> dict[str, Any] | None:
     if not records:
         return None
     return {
-        "charts": [_chart(records, *chart) for chart in _CHARTS],
+        "charts": [
+            _chart(records, *chart) for chart in _CHARTS if all(chart[0] in record for record in records.values())
+        ],
         "columns": [label for _, label in _COLUMNS],
         "rows": [(fold, [_figure(record[name]) for name, _ in _COLUMNS]) for fold, record in records.items()],
         "slides": int(max(record["slides"].max() for record in records.values())),

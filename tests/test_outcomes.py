@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from asmil.survival import concordance
-from pipeline import outcomes, store, wording
+from pipeline import outcome_figures, outcomes, store, wording
 from pipeline.evaluation import Prediction, SlideResult, evaluate
 from pipeline.report import predictions_table
+from pipeline.report_page import label_counts
 from tests.test_asmil_outcomes import EVENT, RISK, TIME, pairs_counted
 
 OPTIONS: dict[str, Any] = {"resamples": 200, "seed": 0}
@@ -97,3 +98,28 @@ def test_page_says_what_a_risk_and_a_number_mean() -> None:
     number = {"task": "regression", "predicted": "13", "value": 13.0, "label": "12.5", "fold_spread": 0.1}
     assert wording.headline(number) == ("13", "")
     assert wording.label_text(number) == "Label: 12.5 (prediction +0.5)."
+
+
+def test_kaplan_meier_and_log_rank_are_those_of_lifelines() -> None:
+    times, shares = outcome_figures.kaplan_meier(TIME, EVENT)
+    found = dict(zip(times.round(1).tolist(), shares.tolist(), strict=True))
+    known = {0.0: 1.0, 0.3: 0.863095, 0.6: 0.786257, 1.7: 0.530723, 2.0: 0.454906, 3.7: 0.30327}
+    before = {time: shares[times <= time][-1] for time in known}
+    assert found[0.0] == 1
+    assert before == pytest.approx(known, abs=1e-6)
+    high = np.median(RISK) < RISK
+    assert outcome_figures.log_rank(TIME, EVENT, high) == pytest.approx(0.004741407049553006, rel=1e-9)
+
+
+def test_charts_show_the_halves_by_risk_and_the_scatter() -> None:
+    (halves,) = outcome_figures.charts(survival_slides(), "survival")
+    assert "Log-rank test of the halves: p = " in halves["note"]
+    slides = [result(n, str(n), [n + 0.5], [0], "regression") for n in range(5)]
+    (scatter,) = outcome_figures.charts(slides, "regression")
+    assert scatter["figure"].y_range.end >= 4.5
+
+
+def test_labels_are_counted_by_event_and_by_number() -> None:
+    counted = label_counts(survival_slides(), task="survival")
+    assert [row[:2] for row in counted] == [("censored", 30 - int(EVENT.sum())), ("event seen", int(EVENT.sum()))]
+    assert label_counts([result(1, "3.5", [3.0], [0], "regression")], task="regression") == [("a number", 1, 1)]
