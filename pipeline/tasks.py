@@ -129,7 +129,9 @@ def strata(labels: "Mapping[str, Label]", *, task: str, folds: int) -> dict[str,
     if task == CLASSIFICATION:
         return {slide: label.label for slide, label in labels.items()}
     if task == "survival":
-        return {slide: "event" if follow_up(label.label)[1] else "censored" for slide, label in labels.items()}
+        censored = {label.patient_id for label in labels.values() if not follow_up(label.label)[1]}
+        few = len(censored) < folds  # no training part needs one, so they are dealt out with the others
+        return {slide: "event" if few or follow_up(label.label)[1] else "censored" for slide, label in labels.items()}
     numbers = sorted(float(label.label) for label in labels.values())
     parts = max(1, min(MAX_STRATA, len(numbers) // folds))
     edges = [numbers[len(numbers) * part // parts] for part in range(1, parts)]

@@ -88,6 +88,12 @@ def test_folds_share_events_and_parts_of_the_range_evenly() -> None:
         assert max(held_out) >= 576
 
 
+def test_few_censored_patients_do_not_forbid_the_folds() -> None:
+    labels = {f"s{n}": Label(f"{n + 1}" + "+" * (n == 2), f"p{n}") for n in range(6)}
+    rows = assign(labels, Plan(folds=2, task="survival"))
+    assert all(any(not r.label.endswith("+") for r in rows if (r.fold, r.role) == (f, "train")) for f in range(2))
+
+
 def test_equal_numbers_are_in_one_part() -> None:
     labels = {f"s{n}": Label("0" if n < 20 else str(n), f"p{n}") for n in range(25)}
     parts = tasks.strata(labels, task="regression", folds=5)
