@@ -64,8 +64,16 @@ def _labels(cohort: Cohort, rows: Sequence[CohortRow]) -> list[str]:
     patients = {name: len({row.patient_id for row in rows if row.label == name}) for name in counts}
     named = ", ".join(f"{name} {counts[name]} (patients: {patients[name]})" for name in sorted(counts))
     unlabelled = len(rows) - sum(counts.values())
+    if not cohort.classes and counts:  # numbers or follow-ups, nearly every one another
+        of = len({row.patient_id for row in rows if row.label})
+        span = f"from {min(counts, key=_number)} to {max(counts, key=_number)}"
+        named = f"{sum(counts.values())} slides (patients: {of}), {span}"
     folds = f"not possible: {cohort.problem}" if cohort.problem else "possible"
     return [f"labels: {named or 'none'}; without a label: {unlabelled}", f"folds: {folds}"]
+
+
+def _number(label: str) -> float:
+    return float(label.removesuffix("+"))
 
 
 def _worth_knowing(usable: Sequence[CohortRow], work: Work) -> list[str]:
