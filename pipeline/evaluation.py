@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import outcomes, store
+from pipeline import certainty, outcomes, store
 from pipeline.errors import ArtefactError
 from pipeline.tasks import CLASSIFICATION, task_of
 
@@ -285,6 +285,7 @@ def evaluate(
         "n_left_out": sum(slide.status != store.OK for slide in slides),
         "interval": interval,
         "confusion": _confusion(used, classes),
+        **certainty.figures(used, resamples=resamples, seed=seed),
     }
 
 

@@ -59,13 +59,15 @@ def run(
     ArtefactError
         If an artefact is damaged, or contradicts the splits.
     """
-    from pipeline import compare, evaluation, report_page, store
+    from pipeline import certainty, compare, evaluation, report_page, store
 
     slides = evaluation.gather(cohort, results)
     with splits.open(encoding="utf-8", newline="") as handle:
         assignments = list(csv.DictReader(handle))
     evaluation.check_held_out(slides, assignments)
     metrics = evaluation.evaluate(slides, assignments, resamples=resamples, seed=seed)
+    if metrics["task"] == CLASSIFICATION:
+        metrics["confounding"] = certainty.confounded(cohort)
     if len(models) > 1:
         metrics["models"] = compare.figures(slides, metrics, models=models, folder=results / "compare")
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))

@@ -1,0 +1,163 @@
+"""What `metrics.json` says of how far predictions can be trusted: calibration, abstention, evidence, confounding.
+
+Every figure is of slides that count: labelled, and predicted by models that never saw their patient.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import confounding
+from pipeline.cohort import Label
+from pipeline.decision import ABSTAINED
+
+if TYPE_CHECKING:
+    from pipeline.evaluation import SlideResult
+
+LEVEL = 0.95
+"""Confidence level of Wilson's intervals."""
+GROUPS = 10
+"""Groups of a reliability diagram at most."""
+FEWEST = 5
+"""Slides that a group has at least, where there are as many."""
+COVERAGES = tuple(step / 10 for step in range(10, 0, -1))
+CALIBRATED = ("brier", "ece", "log_loss")
+
+
+def figures(used: "Sequence[SlideResult]", *, resamples: int, seed: int) -> dict[str, Any]:
+    """Give `calibrated`, `reliability`, `decisions`, `abstention` and `deletion`; null where slides lack what it takes.
+
+    Parameters
+    ----------
+    used
+        Slides that count.
+    resamples, seed
+        Bootstrap resamples of patients, and their seed.
+    """
+    from pipeline.evaluation import figures_of
+
+    empty: dict[str, Any] = dict.fromkeys(("calibrated", "reliability", "decisions", "abstention"))
+    empty["deletion"] = deletion(used, resamples=resamples, seed=seed)
+    known = [slide.prediction for slide in used if slide.prediction is not None and slide.prediction.calibrated]
+    if not used or len(known) < len(used):
+        return empty
+    labels = np.array([found.classes.index(slide.label) for slide, found in zip(used, known, strict=True)])
+    calibrated = np.array([found.calibrated for found in known])
+    plain = np.array([found.probabilities for found in known])
+    whole = figures_of(labels, calibrated, [slide.patient_id for slide in used], resamples=resamples, seed=seed)
+    right = calibrated.argmax(axis=1) == labels
+    certain = {"confidence": calibrated.max(axis=1), "ood": -np.array([found.ood_score for found in known])}
+    return empty | {
+        "calibrated": {name: whole[name] for name in CALIBRATED},
+        "reliability": {"uncalibrated": reliability(labels, plain), "calibrated": reliability(labels, calibrated)},
+        "decisions": decisions(used),
+        "abstention": {name: abstention(right, score) for name, score in certain.items() if np.isfinite(score).all()},
+    }
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Give Wilson's interval of a share (1927, J. Am. Stat. Assoc. 22), n > 0."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, width = hits / n, z * z / n
+    centre = (share + width / 2) / (1 + width)
+    half = z / (1 + width) * float(np.sqrt(share * (1 - share) / n + width / (4 * n)))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _shares(right: NDArray[np.bool_]) -> dict[str, float]:
+    low, high = wilson(int(right.sum()), len(right))
+    return {"n": len(right), "accuracy": float(right.mean()), "low": low, "high": high}
+
+
+def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Give confidence and accuracy of groups of equal size, by rising probability of the most probable class."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, min(GROUPS, max(1, len(order) // FEWEST)))
+    return [{**_shares(right[part]), "confidence": float(confidence[part].mean())} for part in parts]
+
+
+def abstention(right: NDArray[np.bool_], certain: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Give the accuracy where only the most certain share (`coverage`) of the slides is decided."""
+    order = np.argsort(-certain, kind="stable")
+    counts = [max(1, round(coverage * len(order))) for coverage in COVERAGES]
+    return [{"coverage": count / len(order), **_shares(right[order[:count]])} for count in dict.fromkeys(counts)]
+
+
+def decisions(used: "Sequence[SlideResult]") -> dict[str, Any]:
+    """Give how many slides were decided, how well, and why the others were not; intervals are Wilson's."""
+    decided = [s for s in used if s.prediction is not None and s.prediction.decision != ABSTAINED]
+    reasons = Counter(
+        reason
+        for slide in used
+        if slide.prediction is not None and slide.prediction.decision_reason
+        for reason in slide.prediction.decision_reason.split("; ")
+    )
+    classes = next((slide.prediction.classes for slide in used if slide.prediction is not None), ())
+    pairs = Counter((slide.label, slide.prediction.decision) for slide in decided if slide.prediction is not None)
+    confusion = [[pairs[label, name] for name in classes] for label in classes]
+    counts = {"accuracy": (sum(confusion[place][place] for place in range(len(classes))), len(decided))}
+    if len(classes) == 2:
+        counts["sensitivity"] = confusion[1][1], sum(confusion[1])
+        counts["specificity"] = confusion[0][0], sum(confusion[0])
+    return {
+        "n_slides": len(used),
+        "n_decided": len(decided),
+        "n_abstained": len(used) - len(decided),
+        "reasons": dict(reasons),
+        "pooled": {name: _share(hits, n) for name, (hits, n) in counts.items()},
+        "confusion": confusion,
+    }
+
+
+def _share(hits: int, n: int) -> dict[str, float | None]:
+    if n == 0:
+        return dict.fromkeys(("value", "low", "high"))
+    low, high = wilson(hits, n)
+    return {"value": hits / n, "low": low, "high": high}
+
+
+def deletion(used: "Sequence[SlideResult]", *, resamples: int, seed: int) -> dict[str, Any] | None:
+    """Give the mean curves of the deletion test with intervals over patients; None where no slide has one."""
+    from asmil.resampling import Floats, bootstrap
+
+    tested = [(s.patient_id, s.prediction.deletion) for s in used if s.prediction is not None and s.prediction.deletion]
+    if not tested:
+        return None
+    fractions = tested[0][1]["fractions"]
+    curves = {key: np.array([[found["whole"], *found[key]] for _, found in tested]) for key in ("attended", "random")}
+    columns = {f"{key} {place}": curve[:, place] for key, curve in curves.items() for place in range(curve.shape[1])}
+    columns["gap"] = (curves["random"] - curves["attended"])[:, 1:].mean(axis=1)
+    names, member = np.unique([patient for patient, _ in tested], return_inverse=True)
+
+    def means(counts: Floats) -> dict[str, Floats]:
+        weights = counts[:, member]
+        return {name: weights @ values / weights.sum(axis=1) for name, values in columns.items()}
+
+    found = bootstrap(means, len(names), width=len(member), resamples=resamples, level=LEVEL, seed=seed)
+    entries = {name: {"value": each.value, "low": each.low, "high": each.high} for name, each in found.items()}
+    return {
+        "fractions": [0.0, *fractions],
+        **{key: [entries[f"{key} {place}"] for place in range(len(fractions) + 1)] for key in curves},
+        "gap": entries["gap"],
+        "n_slides": len(tested),
+    }
+
+
+def confounded(cohort: Path) -> dict[str, Any] | None:
+    """Give how labels spread over sites by the cohort table; None where fewer than two sites or classes are named."""
+    with cohort.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    labels = {row["slide_id"]: Label(row["label"], row["patient_id"], row.get("site") or "") for row in rows}
+    found = confounding.measure(labels)
+    if found is None:
+        return None
+    n_patients = len({label.patient_id for label in labels.values() if label.site and label.label})
+    return {**asdict(found), "n_patients": n_patients, "warning": found.warning}
