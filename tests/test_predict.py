@@ -144,3 +144,20 @@ def test_of_three_classes_each_patch_has_evidence_for_each(tmp_path: Path) -> No
     found = predicted(tmp_path, tmp_path / "bags" / "s0.zarr.zip")
     assert found.arrays["evidence"].shape == (20, 3)
     np.testing.assert_allclose(found.arrays["evidence"].sum(1), 0, atol=1e-5)
+
+
+def test_a_labelled_slide_has_calibrated_probabilities_and_a_deletion_test(trained: Path) -> None:
+    found = predicted(trained, trained / "bags" / "s1.zarr.zip").attributes
+    assert sum(found["calibrated"]) == pytest.approx(1)
+    assert found["decision"] in ("a", "b", "abstained")
+    assert (found["fold_low"], found["fold_high"]) == (None, None)
+    assert found["deletion"]["whole"] == pytest.approx(max(found["probabilities"]), abs=1e-6)
+    assert len(found["deletion"]["attended"]) == len(found["deletion"]["random"]) == len(found["deletion"]["fractions"])
+
+
+def test_a_new_slide_has_the_range_of_its_models_and_no_deletion_test(trained: Path) -> None:
+    bag = write_bag(trained / "new", "ranged", np.full((25, 6), 3.0), fingerprint="never seen")
+    found = predicted(trained, bag).attributes
+    assert found["fold_low"] <= max(found["probabilities"]) <= found["fold_high"]
+    assert found["fold_low"] < found["fold_high"]
+    assert found["deletion"] is None
