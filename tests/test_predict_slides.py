@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import predict_slides
+from pipeline import predict, predict_slides
 from pipeline.errors import ArtefactError, ConfigError
 
 
@@ -27,4 +27,4 @@ def test_other_weights_of_the_encoder_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="has no trained model"):
-        predict_slides.predict.folds_in(tmp_path)
+        predict.folds_in(tmp_path)
