@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 
 Role = Literal["train", "validation", "test"]
 COLUMNS = ("slide_id", "patient_id", "label", "repeat", "fold", "role")
+MAKE_ANEW = "delete it and run the workflow again"
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,25 @@ def write_splits(path: Path, rows: Iterable[Assignment]) -> None:
 def read_splits(path: Path) -> list[Assignment]:
     """Read what `write_splits` wrote; one whose bytes changed since is renamed, to be made anew."""
     checksums.check(path)
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise ConfigError(f"{path}: its columns are not {', '.join(COLUMNS)}; delete it and run the workflow again")
-    for row in rows:
-        if row["role"] not in get_args(Role):
-            raise ConfigError(f"{path}: role '{row['role']}' of slide '{row['slide_id']}' is none of {get_args(Role)}")
-    return [
-        Assignment(
-            slide_id=row["slide_id"],
-            patient_id=row["patient_id"],
-            label=row["label"],
-            repeat=int(row["repeat"]),
-            fold=int(row["fold"]),
-            role=cast(Role, row["role"]),
-        )
-        for row in rows
-    ]
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            header, *rows = [row for row in csv.reader(handle) if row] or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: is no CSV table ({error}); {MAKE_ANEW}") from error
+    if tuple(header) != COLUMNS:
+        raise ConfigError(f"{path}: its columns are not {', '.join(COLUMNS)}; {MAKE_ANEW}")
+    return [_assignment(path, row) for row in rows]
+
+
+def _assignment(path: Path, row: list[str]) -> Assignment:
+    if len(row) != len(COLUMNS):
+        raise ConfigError(f"{path}: the row of slide '{row[0]}' has {len(row)} of {len(COLUMNS)} cells; {MAKE_ANEW}")
+    slide, patient, label, repeat, fold, role = row
+    if role not in get_args(Role):
+        raise ConfigError(f"{path}: role '{role}' of slide '{slide}' is none of {get_args(Role)}; {MAKE_ANEW}")
+    try:
+        return Assignment(slide, patient, label, int(repeat), int(fold), cast(Role, role))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: repeat '{repeat}' or fold '{fold}' of slide '{slide}' is no whole number; {MAKE_ANEW}"
+        ) from error

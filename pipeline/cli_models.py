@@ -164,15 +164,12 @@ def compare(
 
 
 def _json_options(text: str, flag: str) -> dict[str, Any]:
-    import json
+    from pipeline import json_text
 
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{flag} is not JSON ({error}); give an object as in '{{}}'") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{flag} is {found!r}; give a JSON object as in '{{}}'")
-    return found
+        return json_text.parse_object(text)
+    except json_text.JsonError as error:
+        raise ConfigError(f"{flag} {error}; give an object as in '{{}}'") from error
 
 
 def _built(kind: type[Any], options: dict[str, Any]) -> Any:

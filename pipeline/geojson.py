@@ -3,7 +3,6 @@
 Coordinates in a file are QuPath's: level-0 px from the corner of the slide's bounds (see `outline.to_qupath`).
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import json_text
 from pipeline.errors import SlideError
 from pipeline.outline import Bounds, Ring, fill_rings, from_qupath, to_qupath, trace_polygons
 
@@ -101,14 +101,12 @@ def read_geojson(path: Path, *, shape: tuple[int, int], downsample: float, bound
         If the file is missing, no GeoJSON, holds something without an inside, or covers no part of the slide.
     """
     try:
-        collection = json.loads(path.read_text(encoding="utf-8-sig"))
+        collection = json_text.parse(path.read_bytes())
         mask = from_geojson(collection, shape=shape, downsample=downsample, bounds=bounds)
     except OSError as error:
         raise SlideError(f"{path} cannot be read ({error.strerror})", remedy=DRAW_AGAIN) from error
-    except json.JSONDecodeError as error:
-        raise SlideError(f"{path} is not JSON (line {error.lineno}: {error.msg})", remedy=DRAW_AGAIN) from error
-    except UnicodeDecodeError as error:
-        raise SlideError(f"{path} is not UTF-8 text", remedy=DRAW_AGAIN) from error
+    except json_text.JsonError as error:
+        raise SlideError(f"{path} {error}", remedy=DRAW_AGAIN) from error
     except ValueError as error:
         raise SlideError(f"{path}: {error}", remedy=DRAW_AGAIN) from error
     if not mask.any():

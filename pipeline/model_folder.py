@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from asmil.registry import MODELS, NamedModel, build
 from asmil.seeding import seeded
 from asmil.training import FitResult
-from pipeline import checksums, store
+from pipeline import checksums, json_text, store
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.outliers import Outliers
 from pipeline.tasks import CLASSIFICATION
@@ -158,8 +158,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     if (folder / "model.json").exists():
         checksums.check(folder / "model.json")
     try:
-        found: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = json_text.parse_object((folder / "model.json").read_bytes())
+    except (FileNotFoundError, json_text.JsonError) as error:
         raise ArtefactError(f"{folder}: its model.json is missing or damaged ({error}); train again") from error
     if found.get("schema_version") != SCHEMA_VERSION:
         raise ArtefactError(
@@ -185,19 +185,39 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         raise ArtefactError(f"{folder}: its weights are missing or damaged ({error}); train again") from error
     mean, sd = state.pop(_MEAN, None), state.pop(_SD, None)
     arrays = {key: state.pop(f"{_OUTLIERS}{key}", None) for key in _OUTLIER_ARRAYS}
-    model = build_model(
-        found["model"],
-        d_in=found["options"].pop("d_in"),
-        classes=found["options"].pop("classes"),
-        options=found["options"],
-        seed=0,
-    )
     try:
+        model = _described(found)
         model.load_state_dict(state)
+        return model.eval(), _folder(found, model, mean=mean, sd=sd, outliers=_outliers(found["outliers"], arrays))
     except RuntimeError as error:
         raise ArtefactError(f"{folder}: its weights do not fit its model.json; train again") from error
-    model.eval()
-    return model, ModelFolder(
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(
+            f"{folder}: its model.json lacks something or has it in another form ({error!r}); train again"
+        ) from error
+
+
+def _described(found: Mapping[str, Any]) -> NamedModel:
+    """Build the model of a `model.json`, without its weights."""
+    options = dict(found["options"])
+    return build_model(
+        found["model"],
+        d_in=options.pop("d_in"),
+        classes=options.pop("classes"),
+        options=options,
+        seed=0,
+    )
+
+
+def _folder(
+    found: Mapping[str, Any],
+    model: NamedModel,
+    *,
+    mean: torch.Tensor | None,
+    sd: torch.Tensor | None,
+    outliers: Outliers | None,
+) -> ModelFolder:
+    return ModelFolder(
         name=found["model"],
         options=dict(model.options),
         classes=found["classes"],
@@ -213,18 +233,16 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
         temperature=found["temperature"],
         thresholds=found["thresholds"],
         validation=found["validation"],
-        outliers=_outliers(found["outliers"], arrays, folder=folder),
+        outliers=outliers,
         seen_overviews=found["seen_overviews"],
         preparation=found["preparation"],
     )
 
 
-def _outliers(
-    numbers: Mapping[str, Any] | None, arrays: Mapping[str, torch.Tensor | None], *, folder: Path
-) -> Outliers | None:
+def _outliers(numbers: Mapping[str, Any] | None, arrays: Mapping[str, torch.Tensor | None]) -> Outliers | None:
     if numbers is None:
         return None
     known = {key: tensor.numpy() for key, tensor in arrays.items() if tensor is not None}
     if len(known) < len(_OUTLIER_ARRAYS):
-        raise ArtefactError(f"{folder}: its weights do not fit its model.json; train again")
+        raise LookupError("the weights hold no outlier arrays")
     return Outliers(known["mean"], known["basis"], known["variances"], **numbers)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline import cohort as cohorts
-from pipeline import encoders, tasks
+from pipeline import encoders, json_text, tasks
 from pipeline.cohort import Cohort, Drawn, Override
 from pipeline.device import has_gpu
 from pipeline.errors import ConfigError
@@ -64,8 +64,8 @@ def _typed(value: Any, schema: Mapping[str, Any]) -> Any:
     options = schema.get("anyOf", [schema])
     kinds = {option.get("type") for option in options}
     if isinstance(value, str) and kinds & {"integer", "number", "boolean", "null"}:
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(value)
+        with contextlib.suppress(json_text.JsonError):
+            return json_text.parse(value)
     # NaN and infinity pass every comparison of a schema; as text they are refused
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pipeline import json_text
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,11 +117,23 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); delete it and fetch the weights again") from error
-    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
-        raise ConfigError(f"{path}: is no record of weights; delete it and fetch the weights again")
+        return parse_manifest(path.read_bytes())
+    except json_text.JsonError as error:
+        raise ConfigError(f"{path}: {error}; delete it and fetch the weights again") from error
+
+
+def parse_manifest(content: bytes) -> dict[str, dict[str, str]]:
+    """Parse a record of weights: texts by key, by name of the file.
+
+    Raises
+    ------
+    JsonError
+        If it is something else.
+    """
+    found = json_text.parse_object(content)
+    for entry in found.values():
+        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+            raise json_text.JsonError("is no record of weights")
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.encoders.registry import EncoderSpec, built_in, spec
 from pipeline.errors import ConfigError
 from pipeline.store import replacing
-from pipeline.weights import MANIFEST, checked, known_sha256, read_manifest, record, sha256_of
+from pipeline.weights import MANIFEST, checked, known_sha256, parse_manifest, read_manifest, record, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +156,7 @@ def _manifest_of(tar: tarfile.TarFile, archive: Path) -> dict[str, dict[str, str
     handle = tar.extractfile(first) if first is not None and first.name == MANIFEST and first.isfile() else None
     if handle is None:
         raise ConfigError(f"{archive}: is no bundle of weights; make one with `python -m pipeline weights bundle`")
-    manifest: dict[str, dict[str, str]] = json.loads(handle.read())
-    return manifest
+    return parse_manifest(handle.read())
 
 
 def _unpack_one(

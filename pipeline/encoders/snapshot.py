@@ -4,12 +4,12 @@ Two kinds of configuration are understood: timm's, and that of a ViT, Dinov2 or 
 code of a snapshot is ever run.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import timm
 
+from pipeline import json_text
 from pipeline.encoders.registry import HUB_PREFIX, IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Triple
 from pipeline.errors import ConfigError
 
@@ -117,16 +117,14 @@ def _gated_width(width: int, ratio: float) -> int:
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_text.parse_object(path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(
             f"{name}: no snapshot at {path.parent}; run `python -m pipeline weights fetch {name}`, or copy the "
             f"hub's folder there ({path.name} is missing)"
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); fetch the snapshot again") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: holds no JSON object; fetch the snapshot again")
+    except json_text.JsonError as error:
+        raise ConfigError(f"{path}: {error}; fetch the snapshot again") from error
     return found
 
 
