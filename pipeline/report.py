@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
 from pipeline.flags import FLAGS
-from pipeline.tasks import CLASSIFICATION
+from pipeline.tasks import CLASSIFICATION, HEADLINE, task_of
 
 if TYPE_CHECKING:
     from pipeline.evaluation import SlideResult
@@ -181,13 +181,16 @@ def summary(reports: Path) -> str:
 
 
 def _performance(metrics: dict[str, Any]) -> str:
-    auroc = metrics["pooled"].get("auroc", {"value": None})
-    if auroc["value"] is None:
-        return "No AUROC: it needs labelled slides of at least two classes."
+    task = task_of(metrics)
+    metric, name = HEADLINE[task]
+    found = metrics["pooled"].get(metric, {"value": None})
+    if found["value"] is None:
+        needs = {"classification": "of at least two classes", "survival": "whose order of events is known"}
+        return f"No {name}: it needs labelled slides{f' {needs[task]}' if task in needs else ''}."
     interval = ""
-    if auroc["low"] is not None and auroc["high"] is not None:
-        interval = f" ({metrics['interval']['level']:.0%} interval {auroc['low']:.3f} to {auroc['high']:.3f})"
+    if found["low"] is not None and found["high"] is not None:
+        interval = f" ({metrics['interval']['level']:.0%} interval {found['low']:.3f} to {found['high']:.3f})"
     return (
-        f"Out-of-fold AUROC {auroc['value']:.3f}{interval}, "
+        f"Out-of-fold {name} {found['value']:.3f}{interval}, "
         f"{metrics['n_slides']} labelled slides of {metrics['n_patients']} patients."
     )

@@ -22,8 +22,12 @@ CLASSIFICATION: Task = "classification"
 CLASS_ONLY_MODELS = ("clam_sb", "clam_mb", "dsmil", "acmil", "dtfd", "pamil")
 """Models with a loss of their own on classes, which learn no risk and no number."""
 
-HEADLINE = {"classification": "auroc", "survival": "c_index", "regression": "mae"}
-"""The metric that is named first."""
+HEADLINE = {
+    "classification": ("auroc", "AUROC"),
+    "survival": ("c_index", "concordance index"),
+    "regression": ("mae", "mean absolute error"),
+}
+"""The metric that is named first, and its name."""
 
 MAX_STRATA = 5
 """Parts of a number's range that folds are balanced in."""
@@ -133,7 +137,9 @@ def strata(labels: "Mapping[str, Label]", *, task: str, folds: int) -> dict[str,
         few = len(censored) < folds  # no training part needs one, so they are dealt out with the others
         return {slide: "event" if few or follow_up(label.label)[1] else "censored" for slide, label in labels.items()}
     numbers = sorted(float(label.label) for label in labels.values())
-    parts = max(1, min(MAX_STRATA, len(numbers) // folds))
+    parts = max(
+        1, min(MAX_STRATA, len(numbers) // (2 * folds))
+    )  # two of each to test, so that some remain to validate on
     edges = [numbers[len(numbers) * part // parts] for part in range(1, parts)]
     return {slide: f"part {bisect_right(edges, float(label.label)) + 1}" for slide, label in labels.items()}
 

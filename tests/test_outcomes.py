@@ -1,6 +1,8 @@
 """Figures of merit and pictures of survival and regression."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from asmil.survival import concordance
 from pipeline import outcome_figures, outcomes, store, wording
 from pipeline.evaluation import Prediction, SlideResult, evaluate
-from pipeline.report import predictions_table
+from pipeline.report import predictions_table, quarantine_table, summary
 from pipeline.report_page import label_counts
 from tests.test_asmil_outcomes import EVENT, RISK, TIME, pairs_counted
 
@@ -123,3 +125,12 @@ def test_labels_are_counted_by_event_and_by_number() -> None:
     counted = label_counts(survival_slides(), task="survival")
     assert [row[:2] for row in counted] == [("censored", 30 - int(EVENT.sum())), ("event seen", int(EVENT.sum()))]
     assert label_counts([result(1, "3.5", [3.0], [0], "regression")], task="regression") == [("a number", 1, 1)]
+
+
+@pytest.mark.parametrize(("task", "said"), [("survival", "concordance index"), ("regression", "mean absolute error")])
+def test_closing_words_name_the_figure_of_the_task(task: str, said: str, tmp_path: Path) -> None:
+    slides = survival_slides() if task == "survival" else [result(n, str(n), [n + 0.5], [0], task) for n in range(5)]
+    metrics = evaluate(slides, splits_of(slides), **OPTIONS)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "quarantine.tsv").write_text(quarantine_table(slides))
+    assert f"Out-of-fold {said} 0." in summary(tmp_path)
