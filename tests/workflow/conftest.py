@@ -94,7 +94,7 @@ class Study:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1800,
             check=False,
         )
         return Ran(done.returncode, done.stdout)
@@ -116,13 +116,13 @@ class Study:
             text=True,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while not when():
             assert process.poll() is None, "the run ended before it was interrupted"
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Snakemake and its jobs
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         return Ran(process.returncode, output)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from tests.workflow.conftest import ROOT, Ran, Study, results_of
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("tile", "embed", "split", "train", "predict", "heatmap", "report")
+STAGES = ("tile", "embed", "split", "train", "predict-bag", "heatmap", "report")
 KILLS_PER_STAGE = 3
 LAST_MOMENT_S = {"split": 1.0, "train": 2.0, "report": 1.5}
 """Latest kill after a job was seen; the others live for about a second."""
@@ -91,21 +90,6 @@ def test_twenty_kills_of_all_stages_end_in_the_same_bits(fresh: Study, finished_
     assert fresh.plan() == {}
 
 
-def test_a_killed_snakemake_is_taken_up_without_a_word_from_the_user(
-    fresh: Study, finished_run: tuple[Study, Ran]
-) -> None:
-    chance = random.Random(11)
-    for _ in range(3):
-        run = start(fresh)
-        time.sleep(chance.uniform(4, 14))
-        run.kill()
-        run.communicate()
-    ran = fresh.run()
-    assert ran.code == 0, ran.output
-    assert "The last run in this folder was killed" in ran.output
-    assert results_of(fresh) == results_of(finished_run[0])
-
-
 def test_a_second_run_in_the_folder_is_refused_and_a_dry_run_is_not(fresh: Study) -> None:
     first = start(fresh)
     lock = fresh.folder / ".snakemake" / "asmil-run.lock"
@@ -115,7 +99,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dry_run_is_not(fresh: Study
     second = fresh.run()
     planned = fresh.run("--dry-run")
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=120)
+    first.communicate(timeout=600)
     assert second.code == 1
     assert second.output.rstrip().splitlines()[-1].startswith(f"Error: another run works in {fresh.folder}")
     assert f"process {first.pid}" in second.output
@@ -177,7 +161,7 @@ def pipeline(study: Study, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**study.environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -192,37 +176,3 @@ def supports_attributes(folder: Path) -> bool:
     finally:
         probe.unlink()
     return True
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give an empty disk of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk_ends_in_a_sentence_and_with_space_the_same_command_finishes(
-    finished: Study, finished_run: tuple[Study, Ran], small_disk: Path
-) -> None:
-    results = finished.folder / "results"
-    shutil.rmtree(results / "bags")
-    (results / "bags").symlink_to(small_disk)
-    fill = small_disk / ".fill"
-    fill.write_bytes(b"\0" * (2 * 2**20 - 12 * 4096))
-    ran = finished.run()
-    assert ran.code == 1
-    assert "the disk is full; free some space" in ran.output
-    assert "Traceback" not in ran.output
-    assert not list(small_disk.glob("*.part"))
-    fill.unlink()
-    ran = finished.run()
-    assert ran.code == 0, ran.output
-    expected = {name: value for name, value in results_of(finished_run[0]).items() if not name.startswith("bags/")}
-    assert results_of(finished) == expected  # without the bags, which are behind a link
