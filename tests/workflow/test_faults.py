@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 STAGES = ("tile", "embed", "split", "train", "predict-bag", "heatmap", "report")
 KILLS_PER_STAGE = 3
-LAST_MOMENT_S = {"split": 1.0, "train": 2.0, "report": 1.5}
-"""Latest kill after a job was seen; the others live for about a second."""
+LAST_MOMENT_S = {"split": 0.6, "train": 1.5, "report": 0.9}
+"""Latest kill after a job was seen; the others live for a second or less. Early, so that a fast machine is hit too."""
 
 
 def start(study: Study, *arguments: str) -> subprocess.Popen[str]:
@@ -59,7 +59,7 @@ def killer(folder: Path, *, seed: int) -> Iterator[Counter[str]]:
             now = time.monotonic()
             for process, stage in jobs_in(folder):
                 if stage in STAGES and process not in doomed:
-                    doomed[process] = (now + chance.uniform(0.0, LAST_MOMENT_S.get(stage, 0.7)), stage)
+                    doomed[process] = (now + chance.uniform(0.0, LAST_MOMENT_S.get(stage, 0.4)), stage)
             for process, (moment, stage) in list(doomed.items()):
                 if now >= moment and kills[stage] < KILLS_PER_STAGE:
                     del doomed[process]
