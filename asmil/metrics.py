@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from asmil.resampling import Floats, Method, resampled_intervals
+from asmil.resampling import Floats, Method, Statistic, resampled_intervals
 
 CALIBRATION_BINS = 15
 """Equal-width bins of the highest probability; the usual number since Guo et al. 2017 (arXiv 1706.04599)."""
@@ -46,9 +46,14 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
     ValueError
         If the shapes do not fit, a label is not a class, or a probability is not finite.
     """
-    classes, values = _check(labels, probabilities)
-    metrics = weighted_metrics(classes, values, np.ones((1, len(classes))))
+    metrics = classification_statistic(labels, probabilities)(np.ones((1, len(np.asarray(labels)))))
     return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def classification_statistic(labels: ArrayLike, probabilities: ArrayLike) -> Statistic:
+    """Give `classification_metrics` as a function of weights [R, n], for `asmil.resampling`; raises as they do."""
+    classes, values = _check(labels, probabilities)
+    return lambda weights: weighted_metrics(classes, values, weights)
 
 
 def bootstrap_intervals(
@@ -78,11 +83,11 @@ def bootstrap_intervals(
     -------
     (low, high) by metric. Resamples in which a metric is NaN are left out; NaN where all are.
     """
-    classes, values = _check(labels, probabilities)
-    if len(groups) != len(classes):
-        raise ValueError(f"{len(groups)} groups for {len(classes)} labels; give one a sample")
+    statistic = classification_statistic(labels, probabilities)
+    if len(groups) != len(np.asarray(labels)):
+        raise ValueError(f"{len(groups)} groups for {len(np.asarray(labels))} labels; give one a sample")
     return resampled_intervals(
-        lambda weights: weighted_metrics(classes, values, weights),
+        statistic,
         groups,
         resamples=resamples,
         level=level,

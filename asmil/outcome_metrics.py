@@ -1,12 +1,9 @@
-"""Metrics of predicted numbers and of predicted risks, and their bootstrap intervals over patients; NumPy only."""
-
-from collections.abc import Sequence
-from typing import Any
+"""Metrics of predicted numbers and of predicted risks, for intervals by `asmil.resampling`; NumPy only."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from asmil.resampling import Floats, resampled_intervals
+from asmil.resampling import Floats, Statistic
 from asmil.survival import weighted_concordance
 
 
@@ -28,20 +25,10 @@ def regression_metrics(observed: ArrayLike, predicted: ArrayLike) -> dict[str, f
     return {name: float(value[0]) for name, value in _regression(truth, guess, np.ones((1, len(truth)))).items()}
 
 
-def regression_intervals(
-    observed: ArrayLike,
-    predicted: ArrayLike,
-    groups: Sequence[Any] | NDArray[Any],
-    *,
-    resamples: int,
-    level: float,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Give percentile intervals of `regression_metrics`; other parameters as for `metrics.bootstrap_intervals`."""
+def regression_statistic(observed: ArrayLike, predicted: ArrayLike) -> Statistic:
+    """Give `regression_metrics` as a function of weights [R, n], for `asmil.resampling`."""
     truth, guess = _check(observed, predicted)
-    return resampled_intervals(
-        lambda weights: _regression(truth, guess, weights), groups, resamples=resamples, level=level, seed=seed
-    )
+    return lambda weights: _regression(truth, guess, weights)
 
 
 def survival_metrics(
@@ -64,25 +51,9 @@ def survival_metrics(
     return {name: float(value[0]) for name, value in _survival(log_hazard, time, event, strata, ones).items()}
 
 
-def survival_intervals(
-    log_hazard: ArrayLike,
-    time: ArrayLike,
-    event: ArrayLike,
-    *,
-    strata: ArrayLike,
-    groups: Sequence[Any] | NDArray[Any],
-    resamples: int,
-    level: float,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Give percentile intervals of `survival_metrics`; other parameters as for `metrics.bootstrap_intervals`."""
-    return resampled_intervals(
-        lambda weights: _survival(log_hazard, time, event, strata, weights),
-        groups,
-        resamples=resamples,
-        level=level,
-        seed=seed,
-    )
+def survival_statistic(log_hazard: ArrayLike, time: ArrayLike, event: ArrayLike, *, strata: ArrayLike) -> Statistic:
+    """Give `survival_metrics` as a function of weights [R, n], for `asmil.resampling`."""
+    return lambda weights: _survival(log_hazard, time, event, strata, weights)
 
 
 def _survival(

@@ -93,7 +93,21 @@ def resampled_intervals(
     seed: int,
     method: Method = "percentile",
 ) -> dict[str, tuple[float, float]]:
-    """Give the intervals of metrics that take a weight a sample; other parameters as for `bootstrap`.
+    """Give the intervals, (low, high), of metrics that take a weight a sample; parameters as for `resampled`."""
+    found = resampled(compute, groups, resamples=resamples, level=level, seed=seed, method=method)
+    return {name: (estimate.low, estimate.high) for name, estimate in found.items()}
+
+
+def resampled(
+    compute: Statistic,
+    groups: Sequence[Any] | NDArray[Any],
+    *,
+    resamples: int,
+    level: float,
+    seed: int,
+    method: Method = "percentile",
+) -> dict[str, Estimate]:
+    """Give value and interval of metrics that take a weight a sample; other parameters as for `bootstrap`.
 
     Parameters
     ----------
@@ -103,7 +117,7 @@ def resampled_intervals(
         The patient of each sample, [n]; all samples of a patient are drawn together.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    found = bootstrap(
+    return bootstrap(
         lambda counts: compute(counts[:, member]),
         len(names),
         width=len(member),
@@ -112,7 +126,19 @@ def resampled_intervals(
         seed=seed,
         method=method,
     )
-    return {name: (estimate.low, estimate.high) for name, estimate in found.items()}
+
+
+def difference(first: Statistic, second: Statistic) -> Statistic:
+    """Give the statistic of `second` minus `first`: both under one row of weights, so that the difference is paired.
+
+    Where a part has no value under either, it has no difference.
+    """
+
+    def subtracted(weights: Floats) -> dict[str, Floats]:
+        before, after = first(weights), second(weights)
+        return {name: after[name] - before[name] for name in before if name in after}
+
+    return subtracted
 
 
 def _draw_counts(rng: np.random.Generator, *, rows: int, groups: int) -> Floats:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from pipeline import confounding
 from pipeline.cohort import Label
 from pipeline.decision import ABSTAINED
+from pipeline.figures import LEVEL, Interval, figures_of
 
 if TYPE_CHECKING:
     from pipeline.evaluation import SlideResult
 
-LEVEL = 0.95
-"""Confidence level of Wilson's intervals."""
 GROUPS = 10
 """Groups of a reliability diagram at most."""
 FEWEST = 5
@@ -31,27 +30,27 @@ COVERAGES = tuple(step / 10 for step in range(10, 0, -1))
 CALIBRATED = ("brier", "ece", "log_loss")
 
 
-def figures(used: "Sequence[SlideResult]", *, resamples: int, seed: int) -> dict[str, Any]:
+def figures(used: "Sequence[SlideResult]", *, interval: Interval) -> dict[str, Any]:
     """Give `calibrated`, `reliability`, `decisions`, `abstention` and `deletion`; null where slides lack what it takes.
 
     Parameters
     ----------
     used
         Slides that count.
-    resamples, seed
-        Bootstrap resamples of patients, and their seed.
+    interval
+        How intervals over patients are made.
     """
-    from pipeline.evaluation import figures_of
+    from asmil.metrics import classification_statistic
 
     empty: dict[str, Any] = dict.fromkeys(("calibrated", "reliability", "decisions", "abstention"))
-    empty["deletion"] = deletion(used, resamples=resamples, seed=seed)
+    empty["deletion"] = deletion(used, interval=interval)
     known = [slide.prediction for slide in used if slide.prediction is not None and slide.prediction.calibrated]
     if not used or len(known) < len(used):
         return empty
     labels = np.array([found.classes.index(slide.label) for slide, found in zip(used, known, strict=True)])
     calibrated = np.array([found.calibrated for found in known])
     plain = np.array([found.probabilities for found in known])
-    whole = figures_of(labels, calibrated, [slide.patient_id for slide in used], resamples=resamples, seed=seed)
+    whole = figures_of(classification_statistic(labels, calibrated), [slide.patient_id for slide in used], interval)
     right = calibrated.argmax(axis=1) == labels
     certain = {"confidence": calibrated.max(axis=1), "ood": -np.array([found.ood_score for found in known])}
     return empty | {
@@ -124,7 +123,7 @@ def _share(hits: int, n: int) -> dict[str, float | None]:
     return {"value": hits / n, "low": low, "high": high}
 
 
-def deletion(used: "Sequence[SlideResult]", *, resamples: int, seed: int) -> dict[str, Any] | None:
+def deletion(used: "Sequence[SlideResult]", *, interval: Interval) -> dict[str, Any] | None:
     """Give the mean curves of the deletion test with intervals over patients; None where no slide has one."""
     from asmil.resampling import Floats, bootstrap
 
@@ -141,7 +140,7 @@ def deletion(used: "Sequence[SlideResult]", *, resamples: int, seed: int) -> dic
         weights = counts[:, member]
         return {name: weights @ values / weights.sum(axis=1) for name, values in columns.items()}
 
-    found = bootstrap(means, len(names), width=len(member), resamples=resamples, level=LEVEL, seed=seed)
+    found = bootstrap(means, len(names), width=len(member), **interval.options())
     entries = {name: {"value": each.value, "low": each.low, "high": each.high} for name, each in found.items()}
     return {
         "fractions": [0.0, *fractions],

@@ -19,7 +19,16 @@ from pipeline.cli_predict import add_predict_commands
 from pipeline.cli_slides import add_slide_commands
 from pipeline.endings import exit_code
 from pipeline.errors import SlideError
-from pipeline.options import STALLED_AFTER_S, DefaultMpp, Mpp, MppFromObjective, Seed, SlideFile, StalledAfter
+from pipeline.options import (
+    STALLED_AFTER_S,
+    DefaultMpp,
+    IntervalMethod,
+    Mpp,
+    MppFromObjective,
+    Seed,
+    SlideFile,
+    StalledAfter,
+)
 
 app = typer.Typer(
     name="python -m pipeline",
@@ -88,20 +97,21 @@ def report(
     results: Annotated[Path, Option(help="Folder of the results.")],
     reports: Annotated[Path, Option(help="Folder of the reports to write.")],
     resamples: Annotated[int, Option(min=100, help="Resamples of patients for the intervals.")],
+    method: Annotated[IntervalMethod, Option(help="How intervals are made of them.")] = IntervalMethod.bca,
     seed: Seed,
     title: Annotated[str, Option(help="Heading of the report.")] = "Slide report",
     models: Annotated[str, Option(help="Models that are compared, separated by commas, first the predictions'.")] = "",
 ) -> None:
     """Write predictions, metrics, quarantine and the report page."""
     from pipeline import report as stage
+    from pipeline.figures import Interval
 
     stage.run(
         cohort=cohort,
         splits=splits,
         results=results,
         reports=reports,
-        resamples=resamples,
-        seed=seed,
+        interval=Interval(resamples, seed, method.value),
         title=title,
         models=models.split(",") if models else (),
     )

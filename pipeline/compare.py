@@ -5,6 +5,7 @@ import io
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline import outcomes, store
 from pipeline.errors import ArtefactError
-from pipeline.evaluation import SlideResult, figures_of, pooled_arrays
+from pipeline.evaluation import SlideResult
+from pipeline.figures import Interval, differences_of, figures_of, judged
 from pipeline.split import read_splits
 
 log = logging.getLogger(__name__)
@@ -91,9 +93,16 @@ def read_predictions(path: Path, *, slides: Sequence[str], classes: Sequence[str
 
 
 def figures(
-    slides: Sequence[SlideResult], metrics: Mapping[str, Any], *, models: Sequence[str], folder: Path
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Give the pooled figures of merit of every model, on the same slides and with the same draws of patients.
+    slides: Sequence[SlideResult],
+    metrics: Mapping[str, Any],
+    *,
+    models: Sequence[str],
+    folder: Path,
+    interval: Interval,
+) -> dict[str, Any]:
+    """Give the pooled figures of merit of every model, and how the further ones differ from the first.
+
+    All are judged on the same slides and with the same draws of patients, so that differences are paired.
 
     Parameters
     ----------
@@ -105,46 +114,42 @@ def figures(
         Names; the first is the model of `slides`.
     folder
         Where a folder of each further model has its `predictions.csv`.
+    interval
+        How intervals are made.
 
     Returns
     -------
-    Value, low and high by metric, by model; empty where no slide counts.
+    `models`: value, low and high by metric, by model; `differences`: the same and p, by further model, of it minus the
+    first. Both empty where no slide counts.
     """
     used = [slide for slide in slides if slide.counts]
     if not used:
-        return {}
-    if not metrics["classes"]:
-        return _outcome_figures(used, metrics, models=models, folder=folder)
-    found = {models[0]: metrics["pooled"]}
-    labels, _ = pooled_arrays(used, metrics["classes"])
-    patients, interval = [slide.patient_id for slide in used], metrics["interval"]
+        return {"models": {}, "differences": {}}
+    kind: dict[str, Any] = {"task": metrics["task"], "classes": metrics["classes"]}
+    first, patients = judged(used, **kind)
+    found, differences = {models[0]: metrics["pooled"]}, {}
     for name in models[1:]:
-        probabilities = read_predictions(
-            folder / name / "predictions.csv", slides=[slide.slide_id for slide in used], classes=metrics["classes"]
-        )
-        found[name] = figures_of(
-            labels, probabilities, patients, resamples=interval["resamples"], seed=interval["seed"]
-        )
-    return found
+        own, rows = judged(judged_by(used, folder / name / "predictions.csv", classes=metrics["classes"]), **kind)
+        if rows != patients:
+            raise ArtefactError(
+                f"{folder / name} judged slides by other folds than {models[0]}; delete it and run the workflow again"
+            )
+        found[name] = figures_of(own, patients, interval)
+        differences[name] = differences_of(first, own, patients, interval)
+    return {"models": found, "differences": differences}
 
 
-def _outcome_figures(
-    used: Sequence[SlideResult], metrics: Mapping[str, Any], *, models: Sequence[str], folder: Path
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Give the figures of models of a risk or a number, as `figures` does."""
-    interval = metrics["interval"]
-    found = {models[0]: metrics["pooled"]}
-    for name in models[1:]:
-        path = folder / name / "predictions.csv"
-        with path.open(encoding="utf-8", newline="") as handle:
-            rows = {row["slide_id"]: row for row in csv.DictReader(handle)}
-        if missing := [slide.slide_id for slide in used if "values" not in rows.get(slide.slide_id, {})]:
-            raise ArtefactError(f"{path} has no prediction of {missing[0]}; delete it and run the workflow again")
-        found[name] = outcomes.pooled(
-            [outcomes.judged_by(slide, rows[slide.slide_id]) for slide in used],
-            task=metrics["task"],
-            resamples=interval["resamples"],
-            level=interval["level"],
-            seed=interval["seed"],
-        )
-    return found
+def judged_by(used: Sequence[SlideResult], path: Path, *, classes: Sequence[str]) -> list[SlideResult]:
+    """Give slides with another model's predictions, of what `run` wrote; raises as `read_predictions` does."""
+    if classes:
+        rows = read_predictions(path, slides=[slide.slide_id for slide in used], classes=classes)
+        return [
+            replace(slide, prediction=replace(slide.prediction, probabilities=tuple(row.tolist())))
+            for slide, row in zip(used, rows, strict=True)
+            if slide.prediction is not None
+        ]
+    with path.open(encoding="utf-8", newline="") as handle:
+        values = {row["slide_id"]: row for row in csv.DictReader(handle)}
+    if missing := [slide.slide_id for slide in used if "values" not in values.get(slide.slide_id, {})]:
+        raise ArtefactError(f"{path} has no prediction of {missing[0]}; delete it and run the workflow again")
+    return [outcomes.judged_by(slide, values[slide.slide_id]) for slide in used]

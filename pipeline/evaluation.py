@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import certainty, outcomes, store
+from pipeline import certainty, figures, outcomes, store
 from pipeline.errors import ArtefactError
+from pipeline.figures import Interval
 from pipeline.tasks import CLASSIFICATION, task_of
 
 STAGES = (("tile", "tiles"), ("embed", "bags"), ("predict", "attention"))
 """Stages a slide passes, in order, and the folders of their artefacts."""
 
 FAILED = "failed"
-LEVEL = 0.95
-"""Confidence level of the intervals."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ def check_held_out(slides: Sequence[SlideResult], splits: Sequence[Mapping[str, 
 
 
 def evaluate(
-    slides: Sequence[SlideResult], splits: Sequence[Mapping[str, str]], *, resamples: int, seed: int
+    slides: Sequence[SlideResult], splits: Sequence[Mapping[str, str]], *, interval: Interval
 ) -> dict[str, Any]:
     """Compute what `metrics.json` holds.
 
@@ -260,118 +259,36 @@ def evaluate(
         All results; those that do not count are left out of every figure of merit.
     splits
         Rows of `splits.csv`.
-    resamples, seed
-        Bootstrap resamples of patients, and their seed.
+    interval
+        How intervals are made.
 
     Returns
     -------
-    `pooled`: value, low and high by metric; `folds`: metrics by fold; counts; the confusion matrix (rows are labels,
-    columns predictions); how the intervals were made. None where a figure is not defined.
+    `pooled`: value, low and high by metric; `folds`: metrics by fold, with `intervals`; `patients` and `repeats` as
+    `figures` gives them; counts; the confusion matrix (rows are labels, columns predictions); how the intervals were
+    made. None where a figure is not defined.
     """
-    task = outcomes.task_of(slides)
-    if task != CLASSIFICATION:
-        return outcomes.evaluate(slides, splits, task=task, resamples=resamples, level=LEVEL, seed=seed)
-    classes, used = class_names(slides), [slide for slide in slides if slide.counts]
-    interval = {"level": LEVEL, "resamples": resamples, "seed": seed, "unit": "patient"}
+    task, classes, used = outcomes.task_of(slides), class_names(slides), [slide for slide in slides if slide.counts]
+    kind: dict[str, Any] = {"task": task, "classes": classes}
     return {
         "task": task,
-        "pooled": _pooled(used, classes, resamples=resamples, seed=seed) if used else {},
-        "folds": [_fold(used, splits, classes, fold) for fold in sorted({f for s in used for f in _folds(s)})],
+        "pooled": figures.figures_of(*figures.judged(used, **kind), interval) if used else {},
+        "folds": [
+            figures.fold(used, splits, number, **kind, interval=interval)
+            for number in sorted({fold for slide in used for fold in outcomes.folds_of(slide)})
+        ],
+        "patients": figures.patients(used, **kind, interval=interval),
+        "repeats": figures.repeats(used, splits, **kind),
         "classes": list(classes),
         "n_slides": len(used),
         "n_patients": len({slide.patient_id for slide in used}),
+        "n_events": outcomes.count_events(used) if task == "survival" else None,
         "n_cohort": len(slides),
         "n_predicted": sum(slide.prediction is not None for slide in slides),
         "n_left_out": sum(slide.status != store.OK for slide in slides),
-        "interval": interval,
-        "confusion": _confusion(used, classes),
-        **certainty.figures(used, resamples=resamples, seed=seed),
-    }
-
-
-def pooled_arrays(
-    slides: Sequence[SlideResult], classes: Sequence[str]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Give the labels, int64 [n], and probabilities, float64 [n, C], of slides that count.
-
-    Raises
-    ------
-    ArtefactError
-        If a label is not among the classes.
-    """
-    for slide in slides:
-        if slide.label not in classes:
-            raise ArtefactError(
-                f"{slide.slide_id} has the label {slide.label!r}, the models know {', '.join(classes)}; "
-                "delete results/model and run the workflow again"
-            )
-    labels = np.array([classes.index(slide.label) for slide in slides], dtype=np.int64)
-    rows = [slide.prediction.probabilities for slide in slides if slide.prediction is not None]
-    return labels, np.array(rows, dtype=np.float64).reshape(len(slides), len(classes))
-
-
-def _pooled(
-    used: Sequence[SlideResult], classes: Sequence[str], *, resamples: int, seed: int
-) -> dict[str, dict[str, float | None]]:
-    labels, probabilities = pooled_arrays(used, classes)
-    return figures_of(labels, probabilities, [slide.patient_id for slide in used], resamples=resamples, seed=seed)
-
-
-def figures_of(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    patients: Sequence[str],
-    *,
-    resamples: int,
-    seed: int,
-) -> dict[str, dict[str, float | None]]:
-    """Give value, low and high by metric, of n slides; None where a figure is not defined.
-
-    Parameters
-    ----------
-    labels, probabilities
-        Class indices [n], and probabilities [n, C].
-    patients
-        Whose slides they are; patients are resampled.
-    resamples, seed
-        Bootstrap resamples, and their seed.
-    """
-    from asmil.metrics import bootstrap_intervals, classification_metrics
-
-    groups = np.unique(list(patients), return_inverse=True)[1]
-    values = classification_metrics(labels, probabilities)
-    intervals = bootstrap_intervals(labels, probabilities, groups, resamples=resamples, level=LEVEL, seed=seed)
-    undefined = (math.nan, math.nan)
-    return {
-        name: {
-            "value": _finite(value),
-            "low": _finite(intervals.get(name, undefined)[0]),
-            "high": _finite(intervals.get(name, undefined)[1]),
-        }
-        for name, value in values.items()
-    }
-
-
-def _folds(slide: SlideResult) -> tuple[int, ...]:
-    return slide.prediction.folds if slide.prediction else ()
-
-
-def _fold(
-    used: Sequence[SlideResult], splits: Sequence[Mapping[str, str]], classes: Sequence[str], fold: int
-) -> dict[str, Any]:
-    from asmil.metrics import classification_metrics
-
-    tested = [slide for slide in used if fold in _folds(slide)]
-    labels, _ = pooled_arrays(tested, classes)
-    rows = [s.prediction.by_fold[s.prediction.folds.index(fold)] for s in tested if s.prediction is not None]
-    roles = [row["role"] for row in splits if int(row["fold"]) == fold]
-    return {
-        "fold": fold,
-        "n_train": roles.count("train"),
-        "n_validation": roles.count("validation"),
-        "n_slides": len(tested),
-        "n_patients": len({slide.patient_id for slide in tested}),
-        **{name: _finite(value) for name, value in classification_metrics(labels, np.array(rows)).items()},
+        "interval": {**interval.options(), "unit": "patient"},
+        "confusion": _confusion(used, classes) if task == CLASSIFICATION else [],
+        **(certainty.figures(used, interval=interval) if task == CLASSIFICATION else {}),
     }
 
 
@@ -381,31 +298,3 @@ def _confusion(used: Sequence[SlideResult], classes: Sequence[str]) -> list[list
         if slide.prediction is not None:
             counts[classes.index(slide.label)][classes.index(slide.prediction.predicted)] += 1
     return counts
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def roc(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give a ROC curve: false and true positive rates, from (0, 0) to (1, 1), a point a distinct score."""
-    hits, misses = _cumulative(positive, score)
-    return np.append(0.0, misses / misses[-1]), np.append(0.0, hits / hits[-1])
-
-
-def precision_recall(
-    positive: NDArray[np.bool_], score: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give a precision-recall curve: recall and precision, a point a distinct score, recall rising."""
-    hits, misses = _cumulative(positive, score)
-    return np.append(0.0, hits / hits[-1]), np.append(1.0, hits / (hits + misses))
-
-
-def _cumulative(
-    positive: NDArray[np.bool_], score: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    order = np.argsort(-score, kind="stable")
-    last_of_score = np.append(np.diff(score[order]) != 0, True)
-    hits = np.cumsum(positive[order])[last_of_score]
-    misses = np.cumsum(~positive[order])[last_of_score]
-    return hits.astype(np.float64), misses.astype(np.float64)

@@ -15,6 +15,13 @@ class TaskKind(StrEnum):
     regression = "regression"
 
 
+class IntervalMethod(StrEnum):
+    """How intervals are made of resamples."""
+
+    bca = "bca"
+    percentile = "percentile"
+
+
 SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
 LabelsFile = Annotated[Path, Option(help="Labels file.")]
 OverridesFile = Annotated[Path, Option(help="Overrides file; may be missing.")]

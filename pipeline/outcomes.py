@@ -17,6 +17,7 @@ from pipeline import store, tasks
 from pipeline.tasks import CLASSIFICATION, follow_up
 
 if TYPE_CHECKING:
+    from asmil.resampling import Statistic
     from pipeline.evaluation import SlideResult
 
 Arrays = dict[str, NDArray[Any]]
@@ -82,38 +83,8 @@ def value_text(value: float, *, task: str) -> str:
     return "high risk" if value > 0 else "low risk"
 
 
-def evaluate(
-    slides: "Sequence[SlideResult]",
-    splits: Sequence[Mapping[str, str]],
-    *,
-    task: str,
-    resamples: int,
-    level: float,
-    seed: int,
-) -> dict[str, Any]:
-    """Compute what `metrics.json` holds for `survival` and `regression`; parameters as for `evaluation.evaluate`."""
-    used = [slide for slide in slides if slide.counts]
-    options: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
-    return {
-        "task": task,
-        "pooled": pooled(used, task=task, **options) if used else {},
-        "folds": [_fold(used, splits, fold, task=task) for fold in sorted({f for s in used for f in folds_of(s)})],
-        "classes": [],
-        "confusion": [],
-        "n_slides": len(used),
-        "n_patients": len({slide.patient_id for slide in used}),
-        "n_events": sum(follow_up(label)[1] for label in _by_patient(used)) if task == "survival" else None,
-        "n_cohort": len(slides),
-        "n_predicted": sum(slide.prediction is not None for slide in slides),
-        "n_left_out": sum(slide.status != store.OK for slide in slides),
-        "interval": {"level": level, "resamples": resamples, "seed": seed, "unit": "patient", "method": "percentile"},
-    }
-
-
-def pooled(
-    used: "Sequence[SlideResult]", *, task: str, resamples: int, level: float, seed: int
-) -> dict[str, dict[str, float | None]]:
-    """Give value, low and high by metric, of slides that count; intervals resample patients.
+def judged(used: "Sequence[SlideResult]", *, task: str) -> "tuple[Statistic, list[str]]":
+    """Give the statistic of slides that count, and the patient of each row that it takes a weight for.
 
     A follow-up belongs to a patient, so survival is judged a patient: the mean risk of the slides that a model judged.
     A number may differ between a patient's slides, so regression is judged a slide.
@@ -122,21 +93,14 @@ def pooled(
 
     if task == "survival":
         risk, time, event, patients, folds = patient_risks(used)
-        values = outcome_metrics.survival_metrics(risk, time, event, strata=folds)
-        intervals = outcome_metrics.survival_intervals(
-            risk, time, event, strata=folds, groups=patients, resamples=resamples, level=level, seed=seed
-        )
-    else:
-        observed, predicted = numbers(used)
-        groups = np.unique([slide.patient_id for slide in used], return_inverse=True)[1]
-        values = outcome_metrics.regression_metrics(observed, predicted)
-        intervals = outcome_metrics.regression_intervals(
-            observed, predicted, groups, resamples=resamples, level=level, seed=seed
-        )
-    return {
-        name: {"value": _finite(value), "low": _finite(intervals[name][0]), "high": _finite(intervals[name][1])}
-        for name, value in values.items()
-    }
+        return outcome_metrics.survival_statistic(risk, time, event, strata=folds), patients
+    return outcome_metrics.regression_statistic(*numbers(used)), [slide.patient_id for slide in used]
+
+
+def count_events(used: "Sequence[SlideResult]") -> int:
+    """Give how many patients had the event."""
+    labels = {slide.patient_id: slide.label for slide in used}
+    return sum(follow_up(label)[1] for label in labels.values())
 
 
 def numbers(used: "Sequence[SlideResult]") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -147,8 +111,8 @@ def numbers(used: "Sequence[SlideResult]") -> tuple[NDArray[np.float64], NDArray
 
 def patient_risks(
     used: "Sequence[SlideResult]",
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Give risk, time, event, patient and fold, each [n]: a row a patient and model that judged their slides."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], list[str], NDArray[np.int64]]:
+    """Give risk, time, event, patient and fold, n of each: a row a patient and model that judged their slides."""
     found: dict[tuple[str, int], list[float]] = {}
     labels: dict[str, str] = {}
     for slide in used:
@@ -162,7 +126,7 @@ def patient_risks(
         np.array([np.mean(values) for values in found.values()]),
         np.array([time for time, _ in follow_ups]),
         np.array([event for _, event in follow_ups], dtype=bool),
-        np.unique([patient for patient, _ in found], return_inverse=True)[1],
+        [patient for patient, _ in found],
         np.array([fold for _, fold in found], dtype=np.int64),
     )
 
@@ -174,10 +138,6 @@ def patient_groups(used: "Sequence[SlideResult]") -> list[tuple[float, float, bo
     for slide in used:
         risks.setdefault(slide.patient_id, []).append(slide.prediction.value if slide.prediction else math.nan)
     return [(float(np.mean(values)), *follow_up(labels[patient])) for patient, values in risks.items()]
-
-
-def _by_patient(used: "Sequence[SlideResult]") -> list[str]:
-    return list({slide.patient_id: slide.label for slide in used}.values())
 
 
 def judged_by(slide: "SlideResult", row: Mapping[str, str]) -> "SlideResult":
@@ -196,31 +156,6 @@ def judged_by(slide: "SlideResult", row: Mapping[str, str]) -> "SlideResult":
 def folds_of(slide: "SlideResult") -> tuple[int, ...]:
     """Give the models that judged a slide."""
     return slide.prediction.folds if slide.prediction else ()
-
-
-def _fold(
-    used: "Sequence[SlideResult]", splits: Sequence[Mapping[str, str]], fold: int, *, task: str
-) -> dict[str, Any]:
-    from asmil import outcome_metrics
-
-    tested = [slide for slide in used if fold in folds_of(slide)]
-    if task == "survival":
-        risk, time, event, _, folds = patient_risks(tested)
-        own = folds == fold
-        values = outcome_metrics.survival_metrics(risk[own], time[own], event[own], strata=folds[own])
-        values.pop("c_index_pooled")
-    else:
-        predicted = [s.prediction.by_fold[s.prediction.folds.index(fold), 0] for s in tested if s.prediction]
-        values = outcome_metrics.regression_metrics(numbers(tested)[0], np.array(predicted))
-    roles = [row["role"] for row in splits if int(row["fold"]) == fold]
-    return {
-        "fold": fold,
-        "n_train": roles.count("train"),
-        "n_validation": roles.count("validation"),
-        "n_slides": len(tested),
-        "n_patients": len({slide.patient_id for slide in tested}),
-        **{name: _finite(value) for name, value in values.items()},
-    }
 
 
 def label_group(slide: "SlideResult", *, task: str) -> str:
@@ -249,7 +184,3 @@ def prediction_cells(slide: "SlideResult", *, task: str) -> list[str]:
         return [value]
     time, event = follow_up(slide.label) if slide.label else ("", "")
     return [f"{time:g}" if slide.label else "", str(int(event)) if slide.label else "", value]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

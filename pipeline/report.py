@@ -17,6 +17,7 @@ from pipeline.tasks import CLASSIFICATION, HEADLINE, task_of
 
 if TYPE_CHECKING:
     from pipeline.evaluation import SlideResult
+    from pipeline.figures import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ def run(
     splits: Path,
     results: Path,
     reports: Path,
-    resamples: int,
-    seed: int,
+    interval: "Interval",
     title: str,
     models: Sequence[str] = (),
 ) -> None:
@@ -47,8 +47,8 @@ def run(
         The folder of the artefacts.
     reports
         Where to write; `heatmaps/{slide}.png` are expected there.
-    resamples, seed
-        Bootstrap resamples of patients, and their seed.
+    interval
+        How intervals over patients are made.
     title
         Heading of the report.
     models
@@ -65,11 +65,11 @@ def run(
     with splits.open(encoding="utf-8", newline="") as handle:
         assignments = list(csv.DictReader(handle))
     evaluation.check_held_out(slides, assignments)
-    metrics = evaluation.evaluate(slides, assignments, resamples=resamples, seed=seed)
+    metrics = evaluation.evaluate(slides, assignments, interval=interval)
     if metrics["task"] == CLASSIFICATION:
         metrics["confounding"] = certainty.confounded(cohort)
     if len(models) > 1:
-        metrics["models"] = compare.figures(slides, metrics, models=models, folder=results / "compare")
+        metrics |= compare.figures(slides, metrics, models=models, folder=results / "compare", interval=interval)
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "quality.tsv", quality_table(slides))

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.charts import Line, line_chart
-from pipeline.evaluation import SlideResult, pooled_arrays, precision_recall, roc
+from pipeline.curves import precision_recall, roc
+from pipeline.evaluation import SlideResult
+from pipeline.figures import pooled_arrays
 
 Chart = dict[str, Any]
 """`title`, `figure` (a Bokeh plot), `note` (one or two sentences below it)."""

@@ -397,7 +397,12 @@ def flags(
             values = {**slide, **settings["heatmap"]}
         case "report":
             compared = ",".join(models(settings)) if len(models(settings)) > 1 else None
-            values = {"resamples": evaluation["bootstrap_resamples"], "seed": settings["seed"], "models": compared}
+            values = {
+                "resamples": evaluation["bootstrap_resamples"],
+                "method": evaluation["interval"],
+                "seed": settings["seed"],
+                "models": compared,
+            }
         case _:
             raise ValueError(f"stage {stage!r} has no settings")
     return " ".join(_flag(name, value) for name, value in values.items() if value not in (None, "auto"))

@@ -21,7 +21,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compare": 1,
     "predict": 3,
     "heatmap": 2,
-    "report": 3,
+    "report": 4,
 }
 
 

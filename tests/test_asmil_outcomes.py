@@ -14,8 +14,9 @@ from asmil.bags import Bag, FollowUp
 from asmil.errors import BagError
 from asmil.model import ASMIL
 from asmil.options import FitConfig
-from asmil.outcome_metrics import regression_intervals, regression_metrics, survival_intervals, survival_metrics
+from asmil.outcome_metrics import regression_metrics, regression_statistic, survival_metrics, survival_statistic
 from asmil.registry import MODELS, build
+from asmil.resampling import resampled_intervals
 from asmil.survival import concordance, partial_likelihood_loss
 from asmil.tasks import Regression, SurvivalTask, Task
 from asmil.training import Trainer, fit
@@ -109,11 +110,12 @@ def test_bootstrap_weights_are_repeated_samples() -> None:
     assert found["r2"] == pytest.approx(r2_score(truth, guess))
     assert found["spearman"] == pytest.approx(spearmanr(truth, guess).statistic)
     drawn = np.random.default_rng(5).integers(25, size=(1, 25))  # what the one resample of seed 5 draws
-    low, high = regression_intervals(truth, guess, np.arange(25), resamples=1, level=0.9, seed=5)["spearman"]
+    options: dict[str, Any] = {"resamples": 1, "level": 0.9, "seed": 5}
+    low, high = resampled_intervals(regression_statistic(truth, guess), np.arange(25), **options)["spearman"]
     assert low == high == pytest.approx(spearmanr(truth[drawn[0]], guess[drawn[0]]).statistic)
     part = np.arange(30) % 2
     drawn = np.random.default_rng(5).integers(30, size=(1, 30))
-    low, _ = survival_intervals(RISK, TIME, EVENT, strata=part, groups=np.arange(30), resamples=1, level=0.9, seed=5)[
+    low, _ = resampled_intervals(survival_statistic(RISK, TIME, EVENT, strata=part), np.arange(30), **options)[
         "c_index"
     ]
     assert low == pytest.approx(pairs_counted(RISK[drawn[0]], TIME[drawn[0]], EVENT[drawn[0]], part[drawn[0]]))

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 from pipeline import certainty
 from pipeline.evaluation import Prediction, SlideResult, evaluate
+from pipeline.figures import Interval
 
 CLASSES = ("a", "b")
 DELETION = {"fractions": [0.1, 0.5], "whole": 0.9, "attended": [0.6, 0.3], "random": [0.9, 0.8]}
@@ -48,7 +49,7 @@ def test_shares_have_wilsons_interval_as_scipy_gives_it(hits: int, n: int) -> No
 
 
 def test_calibrated_probabilities_are_more_reliable_than_those_too_sure() -> None:
-    metrics = evaluate(cohort_of(), [], resamples=200, seed=0)
+    metrics = evaluate(cohort_of(), [], interval=Interval(200, 0))
     json.dumps(metrics, allow_nan=False)
     assert metrics["calibrated"]["brier"]["value"] < metrics["pooled"]["brier"]["value"]
     gaps = {
@@ -60,7 +61,7 @@ def test_calibrated_probabilities_are_more_reliable_than_those_too_sure() -> Non
 
 
 def test_fewer_and_surer_slides_are_more_often_right() -> None:
-    curve = evaluate(cohort_of(2000), [], resamples=20, seed=0)["abstention"]["confidence"]
+    curve = evaluate(cohort_of(2000), [], interval=Interval(20, 0))["abstention"]["confidence"]
     assert [point["n"] for point in curve] == list(range(2000, 0, -200))
     assert curve[0]["coverage"] == 1
     assert curve[-1]["accuracy"] > curve[0]["accuracy"] + 0.1
@@ -78,7 +79,7 @@ def test_decisions_count_those_abstained_with_their_reasons() -> None:
 
 
 def test_deletion_gives_mean_curves_and_their_gap() -> None:
-    found = certainty.deletion(cohort_of(6), resamples=50, seed=0)
+    found = certainty.deletion(cohort_of(6), interval=Interval(50, 0))
     assert found is not None
     assert found["fractions"] == [0, 0.1, 0.5]
     assert [entry["value"] for entry in found["attended"]] == pytest.approx([0.9, 0.6, 0.3])
@@ -88,7 +89,7 @@ def test_deletion_gives_mean_curves_and_their_gap() -> None:
 
 def test_slides_without_calibration_or_deletion_have_null() -> None:
     plain = Prediction("b", CLASSES, (0.4, 0.6), (0,), np.array([[0.4, 0.6]]), "out_of_fold", 0.0)
-    found = certainty.figures([SlideResult("s", "p", "b", "ok", prediction=plain)], resamples=10, seed=0)
+    found = certainty.figures([SlideResult("s", "p", "b", "ok", prediction=plain)], interval=Interval(10, 0))
     assert set(found.values()) == {None}
 
 

@@ -11,11 +11,12 @@ import pytest
 from asmil.survival import concordance
 from pipeline import outcome_figures, outcomes, store, wording
 from pipeline.evaluation import Prediction, SlideResult, evaluate
+from pipeline.figures import Interval
 from pipeline.report import predictions_table, quarantine_table, summary
 from pipeline.report_page import label_counts
 from tests.test_asmil_outcomes import EVENT, RISK, TIME, pairs_counted
 
-OPTIONS: dict[str, Any] = {"resamples": 200, "seed": 0}
+OPTIONS: dict[str, Any] = {"interval": Interval(200, 0)}
 
 
 def result(number: int, label: str, values: list[float], folds: list[int], task: str, patient: str = "") -> SlideResult:

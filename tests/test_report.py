@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import charts, evaluation, gallery, report, store
+from pipeline import charts, curves, evaluation, gallery, report, store
 from pipeline.errors import ArtefactError, SlideError
+from pipeline.figures import Interval
 from tests.pictures import write_view
 
 CLASSES = ("normal", "tumour")
@@ -106,7 +107,7 @@ class Run:
         self._table(self.results / "cohort.tsv", self.cohort, "\t")
         columns = ("slide_id", "patient_id", "label", "repeat", "fold", "role")
         self._table(self.results / "model" / "splits.csv", self.splits, ",", columns)
-        settings: dict[str, Any] = {"resamples": 200, "seed": 0, "title": "A cohort"}
+        settings: dict[str, Any] = {"interval": Interval(200, 0), "title": "A cohort"}
         report.run(
             cohort=self.results / "cohort.tsv",
             splits=self.results / "model" / "splits.csv",
@@ -409,8 +410,8 @@ def test_curves_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(3)
     positive = rng.random(200) < 0.3
     score = np.round(rng.normal(size=200) + positive, 1)  # rounded: with ties
-    assert auc(*evaluation.roc(positive, score)) == pytest.approx(roc_auc_score(positive, score))
-    recall, precision = evaluation.precision_recall(positive, score)
+    assert auc(*curves.roc(positive, score)) == pytest.approx(roc_auc_score(positive, score))
+    recall, precision = curves.precision_recall(positive, score)
     steps = float((np.diff(recall) * precision[1:]).sum())
     assert steps == pytest.approx(average_precision_score(positive, score))
 

@@ -15,6 +15,7 @@ from selenium.webdriver.support.ui import Select
 
 from pipeline import evaluation, report_page, store
 from pipeline.evaluation import Prediction, SlideResult
+from pipeline.figures import Interval
 from tests.browser import CHROMIUM, DRIVER, MISSING, chromium, complaints, open_page, requests, wait
 from tests.pictures import write_view
 
@@ -50,7 +51,7 @@ def write_report(folder: Path, names: list[str], *, size: tuple[int, int]) -> Pa
     slides.append(SlideResult("broken", "", "", store.QUARANTINED, "tile", "no tissue was found", "look at it"))
     for index, name in enumerate(names):
         write_view(folder / "views" / f"{name}.json", size=size, seed=index)
-    metrics = evaluation.evaluate(slides, [], resamples=100, seed=0)
+    metrics = evaluation.evaluate(slides, [], interval=Interval(100, 0))
     page = report_page.render(
         slides, metrics, title="A cohort", reports=folder, models=folder / "model", views=folder / "views"
     )
