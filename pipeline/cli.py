@@ -25,6 +25,7 @@ from pipeline.options import (
     IntervalMethod,
     Mpp,
     MppFromObjective,
+    Private,
     Seed,
     SlideFile,
     StalledAfter,
@@ -62,6 +63,7 @@ def heatmap(
     mpp: Mpp = None,
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
+    private: Private = None,
     stalled_after_s: StalledAfter = STALLED_AFTER_S,
 ) -> None:
     """Draw the attention of one slide."""
@@ -83,6 +85,7 @@ def heatmap(
             mpp=mpp,
             default_mpp=default_mpp,
             mpp_from_objective=mpp_from_objective,
+            private=private,
             unreadable=unreadable,
         )
 
@@ -101,6 +104,7 @@ def report(
     seed: Seed,
     title: Annotated[str, Option(help="Heading of the report.")] = "Slide report",
     models: Annotated[str, Option(help="Models that are compared, separated by commas, first the predictions'.")] = "",
+    private: Private = None,
 ) -> None:
     """Write predictions, metrics, quarantine and the report page."""
     from pipeline import report as stage
@@ -114,6 +118,7 @@ def report(
         interval=Interval(resamples, seed, method.value),
         title=title,
         models=models.split(",") if models else (),
+        private=private,
     )
 
 

@@ -2,13 +2,15 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import drawing, maps, specimens, store, views
+from pipeline import drawing, maps, pseudonyms, specimens, store, views
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
 from pipeline.fingerprint import UNREADABLE
@@ -41,6 +43,7 @@ def run(
     mpp: float | None = None,
     default_mpp: float | None = None,
     mpp_from_objective: bool = False,
+    private: Path | None = None,
     unreadable: SlideError | None = None,
 ) -> None:
     """Draw the page of one slide, and write its tiles for QuPath.
@@ -65,6 +68,8 @@ def run(
         Width of the page; 2480 is 212 dpi on A4.
     mpp, default_mpp, mpp_from_objective
         As `slide.open_slide` takes them.
+    private
+        Folder of the key by which the page names slide and patient (see `pseudonyms`); None: it shows their names.
     unreadable
         Why the slide cannot be opened any more; it is then not touched, and the page says so.
 
@@ -76,8 +81,14 @@ def run(
     artefact = store.read(attention, names=())
     page = Page(width_px)
     error = store.inherited_error(artefact.attributes)
+    shown: dict[str, Any] = artefact.attributes
+    told: Callable[[str], str] = str
+    if private is not None:
+        hashed = pseudonyms.load(private)
+        shown, told = pseudonyms.masked_page(artefact.attributes, hashed, slide_path)
     if error is None:
         values = maps.load(store.read(attention), None if tiles is None else store.read(tiles))
+        values = replace(values, attributes=shown)
         style = Style(colormap, opacity, min(top_patches, MOST_SPECIMENS))
         write_geojson(geojson, values)
         try:
@@ -98,9 +109,9 @@ def run(
         thumbnail = None if closed else placeholder_thumbnail(slide_path, page)
         draw_placeholder(
             page,
-            slide_id=artefact.attributes["slide_id"],
-            reason=error.reason,
-            remedy=error.remedy,
+            slide_id=shown["slide_id"],
+            reason=told(error.reason),
+            remedy=told(error.remedy),
             thumbnail=thumbnail,
         )
         if view is not None:

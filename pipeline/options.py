@@ -45,3 +45,4 @@ Overlap = Annotated[float, Option(min=0, max=0.9, help="Of neighbouring tiles, a
 STALLED_AFTER_S = 1800.0
 """Default of a command run alone; the workflow gives slide.stalled_after_s."""
 StalledAfter = Annotated[float, Option(min=1, help="Seconds without progress after which reading is taken to hang.")]
+Private = Annotated[Path | None, Option(help="Folder of the key by which ids are hashed; none: they are shown.")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pipeline import pseudonyms
 from pipeline.errors import ArtefactError
 
 RECENT = 50
@@ -48,7 +49,13 @@ def look(results: Path, reports: Path) -> list[Stage]:
         folds = sorted({int(row["fold"]) for row in _rows(splits, ",")})
         places["train"] = [results / "model" / f"fold-{fold}" / "model.json" for fold in folds]
     places["predict"] = [results / "attention" / f"{slide}.zarr.zip" for slide in slides]
-    places["heatmap"] = [reports / "heatmaps" / f"{slide}.png" for slide in slides]
+    shown = slides
+    if (results / "private" / pseudonyms.KEY).exists():
+        hashed = pseudonyms.load(results / "private")
+        # the key stays when privacy.hash_ids is switched off again; the pictures tell which names are in use
+        renamed = [hashed.slide(slide) for slide in slides]
+        shown = renamed if any((reports / "heatmaps" / f"{name}.png").exists() for name in renamed) else slides
+    places["heatmap"] = [reports / "heatmaps" / f"{slide}.png" for slide in shown]
     places["report"] = [reports / "index.html"]
     return [_stage(name, files) for name, files in places.items()]
 

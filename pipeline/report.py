@@ -36,6 +36,7 @@ def run(
     interval: "Interval",
     title: str,
     models: Sequence[str] = (),
+    private: Path | None = None,
 ) -> None:
     """Write `predictions.csv`, `metrics.json`, `quarantine.tsv`, `quality.tsv` and `index.html`.
 
@@ -53,6 +54,9 @@ def run(
         Heading of the report.
     models
         Names of the models that are compared, first that of the predictions; fewer than two compare nothing.
+    private
+        Folder of the key by which slides and patients are named (see `pseudonyms`), in which the table of names is
+        written; None: their own names are shown.
 
     Raises
     ------
@@ -70,6 +74,8 @@ def run(
         metrics["confounding"] = certainty.confounded(cohort)
     if len(models) > 1:
         metrics |= compare.figures(slides, metrics, models=models, folder=results / "compare", interval=interval)
+    if private is not None:
+        slides = _renamed(slides, cohort, reports, private=private)
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "quality.tsv", quality_table(slides))
@@ -79,6 +85,18 @@ def run(
     )
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
+
+
+def _renamed(slides: "Sequence[SlideResult]", cohort: Path, reports: Path, *, private: Path) -> "list[SlideResult]":
+    """Give the results under their pseudonyms; write the table of names, and remove what earlier runs named openly."""
+    from pipeline import pseudonyms
+
+    hashed = pseudonyms.load(private)
+    with cohort.open(encoding="utf-8", newline="") as handle:
+        paths = {row["slide_id"]: row["path"] for row in csv.DictReader(handle, delimiter="\t")}
+    pseudonyms.write_table(private, hashed, slides=paths, patients=[slide.patient_id for slide in slides])
+    pseudonyms.remove_named(reports / "heatmaps")
+    return pseudonyms.mask_results(slides, hashed, paths)
 
 
 def predictions_table(slides: "Sequence[SlideResult]", classes: Sequence[str]) -> str:

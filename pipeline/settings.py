@@ -313,6 +313,11 @@ def model_options(settings: Settings, name: str) -> Settings:
     return section
 
 
+def private(settings: Settings) -> Path | None:
+    """Give the folder of the key and the table of names, where reports show hashes instead of names."""
+    return Path(settings["paths"]["results"]) / "private" if settings["privacy"]["hash_ids"] else None
+
+
 def cache_mb(settings: Settings) -> int:
     """Give the memory for features of a training job, in MiB."""
     return int(1024 * settings["training"]["cache_gb"])
@@ -394,7 +399,7 @@ def flags(
         case "predict":
             values = dict(settings["decision"])
         case "heatmap":
-            values = {**slide, **settings["heatmap"]}
+            values = {**slide, **settings["heatmap"], "private": private(settings)}
         case "report":
             compared = ",".join(models(settings)) if len(models(settings)) > 1 else None
             values = {
@@ -402,6 +407,7 @@ def flags(
                 "method": evaluation["interval"],
                 "seed": settings["seed"],
                 "models": compared,
+                "private": private(settings),
             }
         case _:
             raise ValueError(f"stage {stage!r} has no settings")

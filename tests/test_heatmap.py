@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import TiffFile
 
-from pipeline import drawing, heatmap, maps, sheet, specimens, store, wording
+from pipeline import drawing, heatmap, maps, pseudonyms, sheet, specimens, store, wording
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
 from pipeline.slide import open_slide
@@ -52,6 +52,7 @@ def write_attention(
         "folds": list(range(folds)),
         "source": "out_of_fold" if folds == 1 else "ensemble",
         "label": "tumour",
+        "slide_id": "case",
         "patient_id": "p1",
         "predicted": "tumour",
         "probabilities": [0.1, 0.9],
@@ -63,7 +64,7 @@ def write_attention(
         "coords": coords,
         "probability": probability,
     }
-    attributes = store.stage_attributes("predict", slide_id="case", fingerprint="f", **(known | changed))
+    attributes = store.stage_attributes("predict", fingerprint="f", **(known | changed))
     store.write(path, arrays, attributes)
     return path
 
@@ -302,3 +303,29 @@ def test_only_the_ensemble_is_called_one(tmp_path: Path) -> None:
 def test_the_page_says_when_attention_is_nearly_even() -> None:
     assert "rests on all of them" in wording.reading_note(np.full(10, 0.1))
     assert "rests on all of them" not in wording.reading_note(np.array([0.5, 0.3, 0.2]))
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_page_with_hashed_ids_is_the_page_of_a_slide_of_that_name(
+    slide_path: Path, tmp_path: Path, usable: bool
+) -> None:
+    hashed = pseudonyms.make(tmp_path / "private", keep=True)
+    said = f"{slide_path}: read {slide_path.name} of p1 in part"
+    names = {"slide_id": "case", "patient_id": "p1", "sentence": said}
+    shown = {
+        "slide_id": hashed.slide("case"),
+        "patient_id": hashed.patient("p1"),
+        "sentence": f"{hashed.slide('case')}.svs: read {hashed.slide('case')}.svs of {hashed.patient('p1')} in part",
+    }
+    pages = []
+    for number, (words, private) in enumerate([(names, tmp_path / "private"), (shown, None)]):
+        more: dict[str, Any] = {"slide_id": words["slide_id"], "patient_id": words["patient_id"]}
+        attention = tmp_path / f"{number}.zarr.zip"
+        if usable:
+            write_attention(attention, grid(), np.arange(1.0, 25.0), **more, warnings=[words["sentence"]])
+        else:
+            error = SlideError(words["sentence"], remedy=f"look at {words['slide_id']}.geojson")
+            store.write(attention, {}, store.stage_attributes("predict", fingerprint="f", error=error, **more))
+        pages.append(draw(slide_path, attention, tmp_path, private=private)[0])
+    assert np.array_equal(pages[0], pages[1])
+    assert not np.array_equal(pages[0], draw(slide_path, tmp_path / "0.zarr.zip", tmp_path)[0])

@@ -6,7 +6,7 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cluster, cohort as cohorts, running, settings
+from pipeline import cluster, cohort as cohorts, pseudonyms, running, settings
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import STAGE_VERSIONS
@@ -47,6 +47,20 @@ def number_of_folds():
         stop(error)
 
 
+def shown_names():
+    """Give the name of every slide in the reports: its own, or a keyed hash (privacy.hash_ids)."""
+    private = settings.private(SETTINGS)
+    if private is None:
+        return {slide: slide for slide in COHORT.slides}
+    try:
+        hashed = pseudonyms.make(private, keep=not running.only_looks(sys.argv[1:]))
+    except PipelineError as error:
+        stop(error)
+    return {slide: hashed.slide(slide) for slide in COHORT.slides}
+
+
+SHOWN = shown_names()
+SLIDE_SHOWN = {shown: slide for slide, shown in SHOWN.items()}
 RESULTS = Path(SETTINGS["paths"]["results"])
 REPORTS = Path(SETTINGS["paths"]["reports"])
 FOLDS = list(range(number_of_folds()))
@@ -77,13 +91,14 @@ if workflow.local_exec:
 
 wildcard_constraints:
     slide=r"[^/]+",
+    shown=r"[^/]+",
     fold=r"\d+",
     model=r"[a-z_]+",
 
 
 def heatmaps():
     """Give the picture of every slide."""
-    return [REPORTS / "heatmaps" / f"{slide}.png" for slide in COHORT.slides]
+    return [REPORTS / "heatmaps" / f"{shown}.png" for shown in SLIDE_SHOWN]
 
 
 def tiles_of_all():
@@ -99,7 +114,7 @@ def intermediates():
 
 def geojsons():
     """Give the squares for QuPath of every slide."""
-    return [RESULTS / "attention" / f"{slide}.geojson" for slide in COHORT.slides]
+    return [RESULTS / "attention" / f"{shown}.geojson" for shown in SLIDE_SHOWN]
 
 
 def bags_of_labelled(wildcards):
@@ -120,9 +135,23 @@ def compared_files(wildcards):
     return [folder / f"fold-{fold}" / name for fold in FOLDS for name in ("weights.safetensors", "model.json")]
 
 
+def slide_of(wildcards):
+    """Give the slide of a job, also where its files bear the name that the reports show; None for the cohort's jobs."""
+    return wildcards.get("slide") or SLIDE_SHOWN.get(wildcards.get("shown"))
+
+
+def artefact_of(stage):
+    """Give a function that tells a slide's artefact for a job whose files bear the name that the reports show."""
+
+    def of_job(wildcards):
+        return RESULTS / stage / f"{SLIDE_SHOWN[wildcards.shown]}.zarr.zip"
+
+    return of_job
+
+
 def slide_path(wildcards):
     """Give the slide; a newer time stamp alone is no reason to run again, its content is (see `slide_print`)."""
-    return ancient(COHORT.slides[wildcards.slide])
+    return ancient(COHORT.slides[slide_of(wildcards)])
 
 
 @cache
@@ -182,7 +211,7 @@ def flags(stage):
     """Give a function that tells a stage's settings, as flags of its command, for one slide or for the cohort."""
 
     def of_job(wildcards):
-        slide = wildcards.get("slide")
+        slide = slide_of(wildcards)
         return settings.flags(
             SETTINGS,
             stage,
@@ -236,6 +265,8 @@ def print_summary():
     from pipeline.report import summary
 
     print(f"\n{summary(REPORTS)}", file=sys.stderr)
+    if SHOWN != {slide: slide for slide in COHORT.slides}:
+        print(f"Names:       {settings.private(SETTINGS) / pseudonyms.TABLE}", file=sys.stderr)
 
 
 def print_failure():

@@ -4,19 +4,19 @@
 rule heatmap:
     input:
         slide=slide_path,
-        attention=RESULTS / "attention" / "{slide}.zarr.zip",
-        tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
+        attention=artefact_of("attention"),
+        tiles=artefact_of("tiles"),
     output:
         png=report(
-            REPORTS / "heatmaps" / "{slide}.png",
+            REPORTS / "heatmaps" / "{shown}.png",
             caption="../report/heatmap.rst",
             category="Heatmaps",
-            labels={"slide": "{slide}"},
+            labels={"slide": "{shown}"},
         ),
-        geojson=RESULTS / "attention" / "{slide}.geojson",
-        view=RESULTS / "views" / "{slide}.json",
+        geojson=RESULTS / "attention" / "{shown}.geojson",
+        view=RESULTS / "views" / "{shown}.json",
     log:
-        RESULTS / "logs" / "heatmap" / "{slide}.log",
+        RESULTS / "logs" / "heatmap" / "{shown}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
