@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import confounding
 from pipeline.cohort import Label
-from pipeline.decision import ABSTAINED
+from pipeline.decision import ABSTAINED, UNKNOWN
 from pipeline.figures import LEVEL, Interval, figures_of
 
 if TYPE_CHECKING:
@@ -93,12 +93,8 @@ def abstention(right: NDArray[np.bool_], certain: NDArray[np.float64]) -> list[d
 def decisions(used: "Sequence[SlideResult]") -> dict[str, Any]:
     """Give how many slides were decided, how well, and why the others were not; intervals are Wilson's."""
     decided = [s for s in used if s.prediction is not None and s.prediction.decision != ABSTAINED]
-    reasons = Counter(
-        reason
-        for slide in used
-        if slide.prediction is not None and slide.prediction.decision_reason
-        for reason in slide.prediction.decision_reason.split("; ")
-    )
+    said = [reason for s in used if s.prediction is not None for reason in s.prediction.decision_reason.split("; ")]
+    reasons = Counter(reason for reason in said if reason not in ("", UNKNOWN))
     classes = next((slide.prediction.classes for slide in used if slide.prediction is not None), ())
     pairs = Counter((slide.label, slide.prediction.decision) for slide in decided if slide.prediction is not None)
     confusion = [[pairs[label, name] for name in classes] for label in classes]
@@ -111,6 +107,7 @@ def decisions(used: "Sequence[SlideResult]") -> dict[str, Any]:
         "n_decided": len(decided),
         "n_abstained": len(used) - len(decided),
         "reasons": dict(reasons),
+        "n_distance_unknown": said.count(UNKNOWN),
         "pooled": {name: _share(hits, n) for name, (hits, n) in counts.items()},
         "confusion": confusion,
     }

@@ -1,5 +1,6 @@
 """From calibrated probabilities to a decision; none where models disagree or the slide is unlike those they know."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ from numpy.typing import NDArray
 
 ABSTAINED = "abstained"
 DISAGREE, OUTLIER = "folds disagree", "out of distribution"
+UNKNOWN = "distance to the training slides unknown"
+"""Said of a decision that could not ask whether the slide is like the training slides, which were too few."""
 RULES = ("balanced_accuracy", "sensitivity", "specificity", "most_probable")
 
 
@@ -32,7 +35,10 @@ class DecisionOptions:
 
 @dataclass(frozen=True)
 class Decision:
-    """A class or `ABSTAINED`, why, the threshold used (None: the most probable class), and how many models agree."""
+    """A class or `ABSTAINED`, why, the threshold used (None: the most probable class), and how many models agree.
+
+    Of a class, the reason says what could not be asked (`UNKNOWN`), and is empty otherwise.
+    """
 
     decision: str
     reason: str
@@ -71,4 +77,5 @@ def decide(
         *([DISAGREE] if len(calibrated) > 1 and agreement < options.min_agreement else []),
         *([OUTLIER] if ood_score > 1 else []),
     ]
-    return Decision(ABSTAINED if reasons else classes[winner], "; ".join(reasons), threshold, agreement)
+    said = [*reasons, *([UNKNOWN] if math.isnan(ood_score) else [])]
+    return Decision(ABSTAINED if reasons else classes[winner], "; ".join(said), threshold, agreement)

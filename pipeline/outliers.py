@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+FEWEST_PATIENTS = 8
+"""Training patients below which no distribution is fitted. In a simulation (60 cohorts a size, 30 and 200 features with
+variances 1/1, 1/2, 1/3 ..., two classes, one validation slide in four) a slide moved by 3 standard deviations in each
+feature exceeded the limit of a rate of 0.01 in 0.97 to 1.00 of cases with 8 patients, 0.72 with 6, 0.23 with 4 and 0
+with 3, whose score was 0: it would have looked near. Slides like the training slides did in 0.01 or less throughout."""
+
 PARTS = 5
 """Parts of the training slides whose distances come from the other parts: those from their own fit are too small."""
 
@@ -72,7 +78,7 @@ def summary_vector(features: NDArray[np.floating]) -> Floats:
 
 
 def fit(training: Floats, patients: Sequence[str], validation: Floats) -> Outliers | None:
-    """Fit the distribution of the training slides; None where there are fewer than three patients.
+    """Fit the distribution of the training slides; None where there are fewer than `FEWEST_PATIENTS`.
 
     Parameters
     ----------
@@ -82,12 +88,12 @@ def fit(training: Floats, patients: Sequence[str], validation: Floats) -> Outlie
         Vectors [m, d] of slides the model was not trained on.
     """
     names, member = np.unique(list(patients), return_inverse=True)
-    if len(names) < 3:
+    if len(names) < FEWEST_PATIENTS:
         return None
     whole = _fitted(training)
-    part = member % min(PARTS, len(names))
+    part = member % PARTS
     distances = [whole.distance(vector) for vector in validation]
-    for index in range(min(PARTS, len(names))):
+    for index in range(PARTS):
         others = _fitted(training[part != index])
         distances += [others.distance(vector) for vector in training[part == index]]
     logs = np.log(np.maximum(distances, 1e-12))

@@ -165,8 +165,8 @@ class Verdict:
         Names of the classes.
     thresholds
         Of each model, by rule; empty for other than two classes.
-    ood
-        Distance to each model's training slides over its limit, (F,); NaN where it is unknown.
+    ood_score
+        Distance to the training slides over its limit, mean over the models that know it; NaN where none does.
     deletion
         As `faithfulness.deletion` gives it, of the first model; None where it was not asked for.
     evidence
@@ -179,7 +179,7 @@ class Verdict:
     scores: NDArray[np.float32]
     classes: list[str]
     thresholds: list[dict[str, float]]
-    ood: NDArray[np.float64]
+    ood_score: float
     deletion: dict[str, Any] | None
     evidence: NDArray[np.float32] | None
 
@@ -218,7 +218,7 @@ def judge(
         found.append(predict(model, features, device=device))
         if len(description.classes) > 2:
             spoken.append(evidence(model, features, device=device))
-        if description.outliers is not None:
+        if description.outliers is not None:  # models that cannot tell are left out of the mean
             distance = description.outliers.distance(summary_vector(features))
             ood.append(distance / description.outliers.limit(outlier_rate))
         if delete and len(found) == 1:
@@ -231,7 +231,7 @@ def judge(
         scores=np.stack([each.score for each in found]).astype(np.float32),
         classes=known[0].classes,
         thresholds=[model.thresholds for model in known],
-        ood=np.array(ood if len(ood) == len(found) else [math.nan] * len(found)),
+        ood_score=float(np.mean(ood)) if ood else math.nan,
         deletion=curve,
         evidence=np.mean(spoken, axis=0) if np.any(spoken) else None,
     )
@@ -243,13 +243,12 @@ def described(verdict: Verdict, options: DecisionOptions) -> dict[str, Any]:
     winner = int(mean.argmax())
     likeness = agreement(verdict.scores)
     several = len(verdict.probability) > 1
-    ood_score = float(verdict.ood.mean())
     binary = len(verdict.classes) == 2 and options.threshold != "most_probable"
     decision = decide(
         verdict.calibrated,
         verdict.classes,
         thresholds=[each[options.threshold] for each in verdict.thresholds] if binary else None,
-        ood_score=ood_score,
+        ood_score=verdict.ood_score,
         options=options,
     )
     return {
@@ -266,6 +265,6 @@ def described(verdict: Verdict, options: DecisionOptions) -> dict[str, Any]:
         "decision_reason": decision.reason,
         "threshold": decision.threshold,
         "agreement": decision.agreement,
-        "ood_score": None if math.isnan(ood_score) else ood_score,
+        "ood_score": None if math.isnan(verdict.ood_score) else verdict.ood_score,
         "deletion": verdict.deletion,
     }

@@ -17,9 +17,9 @@ STAGE_VERSIONS: dict[str, int] = {
     "tile": 3,
     "embed": 1,
     "split": 1,
-    "train": 2,
+    "train": 3,
     "compare": 1,
-    "predict": 3,
+    "predict": 4,
     "heatmap": 2,
     "report": 4,
 }

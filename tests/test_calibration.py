@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import calibration, outliers
-from pipeline.decision import ABSTAINED, DISAGREE, OUTLIER, DecisionOptions, decide
+from pipeline.decision import ABSTAINED, DISAGREE, OUTLIER, UNKNOWN, DecisionOptions, decide
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
@@ -51,8 +51,26 @@ def test_slides_like_the_training_slides_are_seldom_called_outliers_and_others_a
     assert np.mean(caught) > 0.95
 
 
-def test_two_patients_are_too_few_for_a_distribution() -> None:
-    assert outliers.fit(np.zeros((4, 3)), ["a", "a", "b", "b"], np.zeros((1, 3))) is None
+def test_a_few_patients_are_too_few_for_a_distribution_however_many_slides_they_have() -> None:
+    rng = np.random.default_rng(0)
+    patients = [str(number % (outliers.FEWEST_PATIENTS - 1)) for number in range(30)]
+    assert outliers.fit(rng.normal(size=(30, 3)), patients, rng.normal(size=(4, 3))) is None
+
+
+@pytest.mark.parametrize("width", [30, 200])
+def test_a_far_slide_is_seen_from_the_fewest_patients_on(width: int) -> None:
+    """Of 40 cohorts of 8 patients, a slide moved by 3 standard deviations in each feature exceeds the limit in 36."""
+    spread, caught, alarms = np.arange(1, width + 1) ** -0.5, [], []
+    for cohort in range(40):
+        rng = np.random.default_rng(cohort)
+        slides = rng.normal(size=(12, width)) * spread
+        found = outliers.fit(slides[:8], [str(number) for number in range(8)], slides[8:10])
+        assert found is not None
+        limit = found.limit(0.01)
+        alarms.append(found.distance(slides[10]) > limit)
+        caught.append(found.distance(slides[11] + 3 * spread * rng.choice([-1, 1], size=width)) > limit)
+    assert sum(caught) >= 36
+    assert sum(alarms) <= 2
 
 
 @pytest.mark.parametrize(
@@ -62,7 +80,8 @@ def test_two_patients_are_too_few_for_a_distribution() -> None:
         ([0.8, 0.9, 0.1, 0.1], 0.5, ABSTAINED, DISAGREE),
         ([0.8, 0.9, 0.7, 0.9], 1.1, ABSTAINED, OUTLIER),
         ([0.8, 0.9, 0.1, 0.1], 1.1, ABSTAINED, f"{DISAGREE}; {OUTLIER}"),
-        ([0.2, 0.1, 0.3, 0.6], math.nan, "a", ""),
+        ([0.2, 0.1, 0.3, 0.6], math.nan, "a", UNKNOWN),
+        ([0.8, 0.9, 0.1, 0.1], math.nan, ABSTAINED, f"{DISAGREE}; {UNKNOWN}"),
     ],
 )
 def test_a_decision_needs_models_that_agree_and_a_slide_they_know(
