@@ -1,13 +1,12 @@
 """The splits file: which role every labelled slide has in every fold."""
 
 import csv
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from pipeline import checksums, store
+from pipeline import checksums, store, tables
 from pipeline.errors import ConfigError
 
 Role = Literal["train", "validation", "test"]
@@ -29,19 +28,15 @@ class Assignment:
 
 def write_splits(path: Path, rows: Iterable[Assignment]) -> None:
     """Write the assignments as CSV."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([tuple(getattr(row, column) for column in COLUMNS) for row in rows])
-    store.write_text(path, buffer.getvalue())
+    cells = [tuple(getattr(row, column) for column in COLUMNS) for row in rows]
+    store.write_text(path, tables.text([COLUMNS, *cells], delimiter=","))
 
 
 def read_splits(path: Path) -> list[Assignment]:
     """Read what `write_splits` wrote; one whose bytes changed since is renamed, to be made anew."""
     checksums.check(path)
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            header, *rows = [row for row in csv.reader(handle) if row] or [[]]
+        header, *rows = [*tables.lines(path, delimiter=",")] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: is no CSV table ({error}); {MAKE_ANEW}") from error
     if tuple(header) != COLUMNS:

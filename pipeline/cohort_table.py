@@ -1,12 +1,10 @@
 """The cohort table: a row a slide, as `check` finds it and tiling completes it."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from pipeline import store
+from pipeline import store, tables
 from pipeline.errors import ArtefactError
 
 
@@ -101,14 +99,10 @@ def _completed(row: CohortRow, path: Path) -> CohortRow:
 
 def write_cohort(path: Path, rows: Sequence[CohortRow]) -> None:
     """Write the cohort table as tab-separated text."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([tuple(getattr(row, column) for column in COLUMNS) for row in rows])
-    store.write_text(path, buffer.getvalue())
+    cells = [tuple(getattr(row, column) for column in COLUMNS) for row in rows]
+    store.write_text(path, tables.text([COLUMNS, *cells], delimiter="\t"))
 
 
 def read_cohort(path: Path) -> list[CohortRow]:
     """Read what `write_cohort` wrote."""
-    with path.open(encoding="utf-8", newline="") as handle:
-        return [CohortRow(**row) for row in csv.DictReader(handle, delimiter="\t")]
+    return [CohortRow(**row) for row in tables.rows(path, delimiter="\t")]

@@ -1,7 +1,5 @@
 """Further models on the same splits: their out-of-fold predictions, and all models' figures of merit side by side."""
 
-import csv
-import io
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import outcomes, store
+from pipeline import outcomes, store, tables
 from pipeline.errors import ArtefactError
 from pipeline.evaluation import SlideResult
 from pipeline.figures import Interval, differences_of, figures_of, judged
@@ -61,14 +59,12 @@ def run(*, splits: Path, bags: Path, models: Path, predictions: Path, device: st
                 one = predict(model, features, device=device, name=row.slide_id)
                 centre, spread = description.scale
                 found[row.slide_id][fold] = one.probabilities if classes else centre + spread * one.logits
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["slide_id", "folds", *([f"probability_{name}" for name in classes] or ["values"])])
+    table: list[list[object]] = [["slide_id", "folds", *([f"probability_{name}" for name in classes] or ["values"])]]
     for slide_id, by_fold in sorted(found.items()):
         rows_of = np.stack(list(by_fold.values())).astype(np.float64)
         mean: list[Any] = rows_of.mean(axis=0).tolist() if classes else [" ".join(map(repr, rows_of[:, 0].tolist()))]
-        writer.writerow([slide_id, " ".join(map(str, by_fold)), *mean])
-    store.write_text(predictions, buffer.getvalue())
+        table.append([slide_id, " ".join(map(str, by_fold)), *mean])
+    store.write_text(predictions, tables.text(table, delimiter=","))
     log.info("%s: %d slides predicted", predictions, len(found))
 
 
@@ -80,8 +76,7 @@ def read_predictions(path: Path, *, slides: Sequence[str], classes: Sequence[str
     ArtefactError
         If the file has other classes, or lacks a slide.
     """
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = {row["slide_id"]: row for row in csv.DictReader(handle)}
+    rows = {row["slide_id"]: row for row in tables.rows(path, delimiter=",")}
     columns = [f"probability_{name}" for name in classes]
     missing = [slide for slide in slides if slide not in rows or any(column not in rows[slide] for column in columns)]
     if missing:
@@ -148,8 +143,7 @@ def judged_by(used: Sequence[SlideResult], path: Path, *, classes: Sequence[str]
             for slide, row in zip(used, rows, strict=True)
             if slide.prediction is not None
         ]
-    with path.open(encoding="utf-8", newline="") as handle:
-        values = {row["slide_id"]: row for row in csv.DictReader(handle)}
+    values = {row["slide_id"]: row for row in tables.rows(path, delimiter=",")}
     if missing := [slide.slide_id for slide in used if "values" not in values.get(slide.slide_id, {})]:
         raise ArtefactError(f"{path} has no prediction of {missing[0]}; delete it and run the workflow again")
     return [outcomes.judged_by(slide, values[slide.slide_id]) for slide in used]

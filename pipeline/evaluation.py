@@ -3,7 +3,6 @@
 Only out-of-fold predictions of labelled slides enter a figure of merit; intervals come from resampling patients.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import certainty, figures, outcomes, store
+from pipeline import certainty, figures, outcomes, store, tables
 from pipeline.errors import ArtefactError
 from pipeline.figures import Interval
 from pipeline.tasks import CLASSIFICATION, task_of
@@ -121,8 +120,7 @@ def gather(cohort: Path, results: Path) -> list[SlideResult]:
     ArtefactError
         If an attention artefact is damaged.
     """
-    with cohort.open(encoding="utf-8", newline="") as handle:
-        return [result_of(row, results) for row in csv.DictReader(handle, delimiter="\t")]
+    return [result_of(row, results) for row in tables.rows(cohort, delimiter="\t")]
 
 
 def result_of(row: Mapping[str, str], results: Path) -> SlideResult:

@@ -1,13 +1,12 @@
 """How far a run is, from the files it has written: what is done, what is left, and when it should end at this pace."""
 
-import csv
 import itertools
 import statistics
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pipeline import pseudonyms
+from pipeline import pseudonyms, tables
 from pipeline.errors import ArtefactError
 
 RECENT = 50
@@ -40,13 +39,13 @@ def look(results: Path, reports: Path) -> list[Stage]:
     table, splits = results / "check.tsv", results / "model" / "splits.csv"
     if not table.exists():
         raise ArtefactError(f"{table}: no such file; the run has not listed its slides yet, or it is in another folder")
-    slides = [row["slide_id"] for row in _rows(table, "\t")]
+    slides = [row["slide_id"] for row in tables.rows(table, delimiter="\t")]
     places = {
         "tile": [results / "tiles" / f"{slide}.zarr.zip" for slide in slides],
         "embed": [results / "bags" / f"{slide}.zarr.zip" for slide in slides],
     }
     if splits.exists():
-        folds = sorted({int(row["fold"]) for row in _rows(splits, ",")})
+        folds = sorted({int(row["fold"]) for row in tables.rows(splits, delimiter=",")})
         places["train"] = [results / "model" / f"fold-{fold}" / "model.json" for fold in folds]
     places["predict"] = [results / "attention" / f"{slide}.zarr.zip" for slide in slides]
     shown = slides
@@ -58,11 +57,6 @@ def look(results: Path, reports: Path) -> list[Stage]:
     places["heatmap"] = [reports / "heatmaps" / f"{slide}.png" for slide in shown]
     places["report"] = [reports / "index.html"]
     return [_stage(name, files) for name, files in places.items()]
-
-
-def _rows(table: Path, delimiter: str) -> list[dict[str, str]]:
-    with table.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle, delimiter=delimiter))
 
 
 def _stage(name: str, files: list[Path]) -> Stage:

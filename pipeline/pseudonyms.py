@@ -5,10 +5,8 @@ nobody can find out by hashing the names that they know. Key and table of names 
 read, beside the results and not in the reports.
 """
 
-import csv
 import hashlib
 import hmac
-import io
 import os
 import re
 import secrets
@@ -17,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline import tables
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -153,10 +152,7 @@ def write_table(folder: Path, pseudonyms: Pseudonyms, *, slides: Iterable[str], 
     """Write `ids.tsv`: which slide or patient is behind each pseudonym."""
     rows = [("slide", name, pseudonyms.slide(name)) for name in slides]
     rows += [("patient", name, pseudonyms.patient(name)) for name in sorted(set(patients)) if name]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
-    writer.writerows([("kind", "name", "shown"), *rows])
-    _write(folder / TABLE, buffer.getvalue())
+    _write(folder / TABLE, tables.text([("kind", "name", "shown"), *rows], delimiter="\t"))
 
 
 def masked_page(

@@ -3,14 +3,13 @@
 Importing this module is cheap: the workflow does so to print its closing words.
 """
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import tables
 from pipeline.errors import PipelineError
 from pipeline.flags import FLAGS
 from pipeline.tasks import CLASSIFICATION, HEADLINE, task_of
@@ -66,8 +65,7 @@ def run(
     from pipeline import certainty, compare, evaluation, report_page, store
 
     slides = evaluation.gather(cohort, results)
-    with splits.open(encoding="utf-8", newline="") as handle:
-        assignments = list(csv.DictReader(handle))
+    assignments = tables.rows(splits, delimiter=",")
     evaluation.check_held_out(slides, assignments)
     metrics = evaluation.evaluate(slides, assignments, interval=interval)
     if metrics["task"] == CLASSIFICATION:
@@ -92,8 +90,7 @@ def _renamed(slides: "Sequence[SlideResult]", cohort: Path, reports: Path, *, pr
     from pipeline import pseudonyms
 
     hashed = pseudonyms.load(private)
-    with cohort.open(encoding="utf-8", newline="") as handle:
-        paths = {row["slide_id"]: row["path"] for row in csv.DictReader(handle, delimiter="\t")}
+    paths: dict[str, str | None] = {row["slide_id"]: row["path"] for row in tables.rows(cohort, delimiter="\t")}
     pseudonyms.write_table(private, hashed, slides=paths, patients=[slide.patient_id for slide in slides])
     pseudonyms.remove_named(reports / "heatmaps")
     return pseudonyms.mask_results(slides, hashed, paths)
@@ -140,28 +137,12 @@ def quality_table(slides: "Sequence[SlideResult]") -> str:
 
 
 def _table(rows: Iterable[Sequence[str]], *, delimiter: str) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
-    writer.writerows([guard(cell) for cell in row] for row in rows)
-    return buffer.getvalue()
-
-
-def guard(cell: str) -> str:
-    """Keep a spreadsheet from running a cell as a formula: what starts like one gets an apostrophe in front.
-
-    Line breaks and tabs become spaces. See OWASP, "CSV injection".
-    """
-    flat = " ".join(cell.splitlines()).replace("\t", " ")
-    start = flat.lstrip()
-    # a leading sign alone is a name or a number; with one of these behind it, a spreadsheet could compute something
-    signed = start.startswith(("+", "-")) and any(letter in start for letter in "=(|!")
-    return f"'{flat}" if signed or start.startswith(("=", "@")) else flat
+    return tables.text(([tables.flat(cell) for cell in row] for row in rows), delimiter=delimiter)
 
 
 def quarantined(table: Path) -> list[dict[str, str]]:
     """Read `quarantine.tsv`: one dict a slide that was left out."""
-    with table.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle, delimiter="\t"))
+    return tables.rows(table, delimiter="\t")
 
 
 def check_none_quarantined(table: Path) -> None:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from pipeline import cohort, weights_bundle
+from pipeline import cohort, tables, weights_bundle
 from pipeline import settings as configuration
 from pipeline.assignment import COLUMNS, read_splits
 from pipeline.encoders.checkpoint import read_state
@@ -29,7 +30,6 @@ from pipeline.errors import PipelineError, SlideError
 from pipeline.geojson import read_geojson
 from pipeline.isolation import attempt
 from pipeline.model_folder import load_model
-from pipeline.report import guard
 from pipeline.slide import open_slide
 from pipeline.weights import MANIFEST
 from tests.slides import slide_with_tissue, write_svs
@@ -212,10 +212,12 @@ def test_a_bundle_with_any_manifest(tmp_path: Path, manifest: Any) -> None:
 @fuzz
 @given(cell=some.text(max_size=12).map(lambda text: "=" + text) | some.text(max_size=12))
 def test_no_cell_of_a_table_is_a_formula(cell: str) -> None:
-    written = guard(cell)
+    written = tables.guard(cell)
     assert not written.lstrip().startswith(("=", "@"))
-    assert "\n" not in written
-    assert "\t" not in written
+    assert not written.startswith(("\t", "\r", "\n"))
+    assert tables.plain(written) == cell
+    [read] = csv.reader([tables.text([[tables.flat(cell)]], delimiter="\t")], delimiter="\t")
+    assert [tables.plain(found) for found in read] == [tables.flat(cell)]
 
 
 def tiff(entries: list[tuple[int, int, int, int]], *, following: int = 0) -> bytes:

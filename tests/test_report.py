@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import charts, curves, evaluation, gallery, report, store
+from pipeline import charts, curves, evaluation, gallery, report, store, tables
 from pipeline.errors import ArtefactError, SlideError
 from pipeline.figures import Interval
 from tests.pictures import write_view
@@ -262,24 +262,24 @@ def test_a_formula_in_a_table_is_only_text(run: Run) -> None:
     assert (row["slide_id"], row["patient_id"]) == ("'=cmd()", "'+cmd|1")
 
 
-@pytest.mark.parametrize(
-    ("cell", "guarded"),
-    [
-        ("=1+1", "'=1+1"),
-        (" @x", "' @x"),
-        ("-2", "-2"),
-        ("-slide 3", "-slide 3"),
-        ("+", "+"),
-        ("-2+cmd|' /C calc'!A0", "'-2+cmd|' /C calc'!A0"),
-        ("+HYPERLINK(1)", "'+HYPERLINK(1)"),
-        ("a\tb\nc", "a b c"),
-        ("\r=1", "' =1"),
-        ("0.5", "0.5"),
-        ("", ""),
-    ],
-)
-def test_cells_that_a_spreadsheet_would_run_are_guarded(cell: str, guarded: str) -> None:
-    assert report.guard(cell) == guarded
+def test_names_that_begin_with_a_sign_are_guarded_in_every_table_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for index in range(4):
+        run.add(
+            f"-slide {index}", probability_of(index), label=CLASSES[index % 2], patient=f"@p{index}", fold=index % 2
+        )
+    run.add("+left out", np.array([0.5, 0.5]), label=None, error=SlideError("-1 is no mpp", remedy="=mend it"))
+    reports = run.write()
+    assert rows_of(reports / "predictions.csv")[0]["slide_id"] == "'-slide 0"
+    assert tables.rows(reports / "predictions.csv", delimiter=",")[0]["patient_id"] == "@p0"
+    assert report.quarantined(reports / "quarantine.tsv") == [
+        {"slide_id": "+left out", "stage": "tile", "reason": "-1 is no mpp", "remedy": "=mend it"}
+    ]
+    for path in reports.glob("*.[ct]sv"):
+        text = path.read_text(encoding="utf-8").splitlines()
+        for line in csv.reader(text, delimiter="," if path.suffix == ".csv" else "\t"):
+            assert not [cell for cell in line if cell.startswith(("=", "@", "-slide", "+left", "\t", "\r"))]
+            assert not [cell for cell in line if re.fullmatch(r"'[-+0-9.e]+", cell)]
 
 
 class Page(HTMLParser):

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ CLASSES = ("normal", "tumour")
 HOSTILE = "a#b %41<i>&\"'"
 
 
-def result(name: str, index: int) -> SlideResult:
+def result(name: str, index: int, classes: tuple[str, str] = CLASSES) -> SlideResult:
     """Give slide `index`: odd ones are tumour, every fifth is predicted wrongly, every eleventh has no label."""
     of_class = index % 2 if index % 5 else 1 - index % 2
     sure = 0.6 + 0.39 * (index % 7) / 7
     probabilities = (1 - sure, sure) if of_class else (sure, 1 - sure)
-    label = "" if index % 11 == 0 else CLASSES[index % 2]
+    label = "" if index % 11 == 0 else classes[index % 2]
     folds = (0, 1) if not label else (index % 2,)
     found = Prediction(
-        predicted=CLASSES[of_class],
-        classes=CLASSES,
+        predicted=classes[of_class],
+        classes=classes,
         probabilities=probabilities,
         folds=folds,
         by_fold=np.tile(np.array(probabilities), (len(folds), 1)),
@@ -226,6 +227,41 @@ def test_a_hostile_name_and_a_slide_without_picture_open_too(browser: WebDriver,
     viewed(browser, "broken")
     assert "look at it" in element(browser, "slide-facts").text
     assert not element(browser, "zoom-in").is_displayed()
+
+
+def test_markup_in_labels_ids_and_what_a_slide_says_of_itself_is_only_text(browser: WebDriver, tmp_path: Path) -> None:
+    image, script = "<img src=x onerror='window.hit=1'>", "</script><script>window.hit=2</script>"
+    attribute = '" onmouseover=window.hit=3 x="'
+    names = [
+        f"{index}{text}".replace("/", "\u2215") for index, text in enumerate((image, script, attribute, "{{ 7 }}"))
+    ]
+    slides = [
+        replace(result(name, index, (image, script)), patient_id=f"{index}{attribute}", warnings=(image, script))
+        for index, name in enumerate(names, start=1)
+    ]
+    slides.append(SlideResult(f"out {attribute}", image, "", store.QUARANTINED, "tile", script, image))
+    for index, name in enumerate(names):
+        write_view(tmp_path / "views" / f"{name}.json", size=(64, 48), seed=index)
+    metrics = evaluation.evaluate(slides, [], interval=Interval(100, 0))
+    metrics["confounding"] = {
+        "warning": image,
+        "cramers_v": 1.0,
+        "classes": [image, script],
+        "sites": [script, attribute],
+        "table": [[1, 0]] * 2,
+    }
+    folders = {"models": tmp_path / "model", "views": tmp_path / "views"}
+    page = report_page.render(slides, metrics, title=f"{script}{image}", reports=tmp_path, **folders)
+    store.write_text(tmp_path / "index.html", page)
+    open_page(browser, tmp_path / "index.html")
+    assert browser.title == f"{script}{image}"
+    for name in [slide.slide_id for slide in slides]:
+        browser.execute_script("location.hash = '#slide/' + encodeURIComponent(arguments[0])", name)
+        viewed(browser, name)
+        assert element(browser, "viewer-title").text == name
+        assert image in element(browser, "slide-facts").text
+    Select(element(browser, "class")).select_by_visible_text(script)
+    assert browser.execute_script("return [window.hit, document.querySelectorAll('img[src=x]').length]") == [None, 0]
 
 
 def test_what_a_screen_reader_is_told_has_names_and_enough_contrast(browser: WebDriver, page: Path) -> None:
