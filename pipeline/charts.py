@@ -39,7 +39,7 @@ class Line:
     markers, line, steps
         Whether points are marked, whether they are joined, and whether in steps: y holds from its x to the next.
     low, high
-        A band about the line, float [n]; None draws none.
+        A band about the line, float [n], or a whisker at each point where points are not joined; None draws none.
     """
 
     name: str
@@ -96,7 +96,8 @@ def line_chart(
     if y_range[1] - y_range[0] < SMALLEST:
         plot.yaxis.formatter = PrintfTickFormatter(format="%.0e")
     if diagonal:
-        plot.line(list(x_range), list(y_range), color="#8b959e", line_dash="dotted", line_width=1.5)
+        ends = [max(x_range[0], y_range[0]), min(x_range[1], y_range[1])]
+        plot.line(ends, ends, color="#8b959e", line_dash="dotted", line_width=1.5)
     items = []
     for index, line in enumerate(lines):
         drawn = _draw(plot, line, colour=COLOURS[index % len(COLOURS)], dash=DASHES[index % len(DASHES)])
@@ -122,7 +123,10 @@ def _draw(plot: figure, line: Line, *, colour: str, dash: str) -> list[Any]:
     drawn: list[Any] = []
     if line.low is not None and line.high is not None:
         low, high = (np.asarray(edge, dtype=np.float64)[kept].tolist() for edge in (line.low, line.high))
-        plot.varea(x[kept].tolist(), low, high, fill_color=colour, fill_alpha=0.14)
+        if line.line:
+            plot.varea(x[kept].tolist(), low, high, fill_color=colour, fill_alpha=0.14)
+        else:
+            plot.segment(x[kept].tolist(), low, x[kept].tolist(), high, color=colour, line_width=1.5)
     if line.line and line.steps:
         drawn.append(plot.step("x", "y", source=source, mode="after", color=colour, line_dash=dash, line_width=2.2))
     elif line.line:

@@ -22,6 +22,7 @@ Colour = tuple[int, int, int]
 INK: Colour = (28, 35, 43)
 GREY: Colour = (92, 102, 112)
 PALE: Colour = (222, 226, 230)
+WARNING: Colour = (150, 32, 32)
 WHITE: Colour = (255, 255, 255)
 TIMES = "\N{MULTIPLICATION SIGN}"
 

@@ -66,13 +66,16 @@ def calibration(reliability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart
             [group["confidence"] for group in reliability[kind]],
             [group["accuracy"] for group in reliability[kind]],
             markers=True,
-            # one band: two of them would hide each other
+            line=False,
+            # whiskers of one: two of them would hide each other
             low=[group["low"] for group in reliability[kind]] if kind == "calibrated" else None,
             high=[group["high"] for group in reliability[kind]] if kind == "calibrated" else None,
         )
         for kind, name in names.items()
         if reliability.get(kind)
     ]
+    # no prediction of two classes is less sure than 0.5: the empty half of the chart would squeeze the other
+    least = min((group["confidence"] for kind in names for group in reliability.get(kind) or ()), default=0.0)
     return {
         "title": "Calibration",
         "figure": line_chart(
@@ -80,10 +83,11 @@ def calibration(reliability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart
             title="Share of right predictions against stated confidence",
             x_label="Probability of the predicted class",
             y_label="Share that is right",
+            x_range=(float(np.floor(least * 10) / 10), 1.0),
             diagonal=True,
         ),
-        "note": "Groups of slides of equal size, with 95 % intervals; on the dotted diagonal, probabilities mean what "
-        "they say.",
+        "note": "Groups of slides of equal size, after scaling with 95 % intervals; on the dotted diagonal, "
+        "probabilities mean what they say.",
     }
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import drawing, specimens
-from pipeline.drawing import GREY, INK, PALE, TIMES, Colour, Page
+from pipeline.drawing import GREY, INK, PALE, TIMES, WARNING, Colour, Page
 from pipeline.maps import LEFT_OUT_NAMES, UNREADABLE, Attention, Layer, LeftOut, Style, further
 from pipeline.specimens import Specimen
 from pipeline.wording import (
+    decision_text,
     headline,
     label_text,
     meaning_text,
@@ -282,6 +283,9 @@ def draw_prediction(page: Page, attention: Attention) -> float:
         page.text(left + width, y, probability_text(probabilities[index]), 8, anchor="rs")
         y += 4.6
     y += 1.0
+    decided = decision_text(attributes)
+    if decided:
+        y = page.paragraph(left, y, decided, 9, width=width, colour=WARNING, bold=True) + 0.6
     sentences = (meaning_text(attributes), spread_text(attributes, attention.probability), label_text(attributes))
     for sentence in filter(None, (*sentences, source_text(attributes))):
         y = page.paragraph(left, y, sentence, 8, width=width) + 0.6
@@ -331,7 +335,7 @@ def draw_placeholder(
     """Draw the page of a slide that could not be analysed: which, why, what to do, and how it looks if it opens."""
     text_width = RIGHT - LEFT if thumbnail is None else 150.0
     draw_header(page, {"slide_id": slide_id})
-    page.text(LEFT, 48.0, "Not analysed", 28, bold=True, colour=(150, 32, 32))
+    page.text(LEFT, 48.0, "Not analysed", 28, bold=True, colour=WARNING)
     y = 66.0
     for title, sentence in (("Why", reason), ("What to do", remedy)):
         page.text(LEFT, y, title, 12, bold=True, colour=GREY)

@@ -20,8 +20,8 @@ STAGE_VERSIONS: dict[str, int] = {
     "train": 3,
     "compare": 1,
     "predict": 4,
-    "heatmap": 2,
-    "report": 4,
+    "heatmap": 3,
+    "report": 5,
 }
 
 

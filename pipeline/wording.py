@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision import ABSTAINED
 from pipeline.drawing import TIMES
 from pipeline.tasks import CLASSIFICATION, follow_up, task_of
 
@@ -95,6 +96,16 @@ def label_text(attributes: Mapping[str, Any]) -> str:
     if task_of(attributes) == "regression":
         return f"Label: {label} (prediction {attributes['value'] - float(label):+.3g})."
     return f"Label: {label} ({'prediction agrees' if label == attributes['predicted'] else 'PREDICTION DIFFERS'})."
+
+
+def decision_text(attributes: Mapping[str, Any]) -> str:
+    """Say what was decided, where that is more than the most probable class; empty otherwise."""
+    decision, reason = attributes.get("decision", ""), attributes.get("decision_reason", "")
+    if decision == ABSTAINED:
+        return f"ABSTAINED, left to a person: {reason}."
+    if decision and decision != attributes["predicted"]:
+        return f"Decided by the threshold: {decision}."
+    return ""
 
 
 def source_text(attributes: Mapping[str, Any]) -> str:

@@ -329,3 +329,14 @@ def test_a_page_with_hashed_ids_is_the_page_of_a_slide_of_that_name(
         pages.append(draw(slide_path, attention, tmp_path, private=private)[0])
     assert np.array_equal(pages[0], pages[1])
     assert not np.array_equal(pages[0], draw(slide_path, tmp_path / "0.zarr.zip", tmp_path)[0])
+
+
+def test_the_page_says_that_a_slide_was_abstained_from_and_why(slide_path: Path, tmp_path: Path) -> None:
+    known: dict[str, Any] = {"decision": "abstained", "decision_reason": "out of distribution"}
+    words = wording.decision_text({"predicted": "tumour", **known})
+    assert words == "ABSTAINED, left to a person: out of distribution."
+    assert wording.decision_text({"predicted": "tumour", "decision": "normal"}) == "Decided by the threshold: normal."
+    assert wording.decision_text({"predicted": "tumour", "decision": "tumour"}) == ""
+    attention = write_attention(tmp_path / "a.zarr.zip", grid(), np.ones(24), **known)
+    pixels, _ = draw(slide_path, attention, tmp_path)
+    assert (pixels == np.array(drawing.WARNING)).all(axis=-1).sum() > 100

@@ -1,10 +1,11 @@
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from pipeline import progress
+from pipeline import progress, pseudonyms
 from pipeline.errors import ArtefactError
 
 
@@ -47,3 +48,32 @@ def test_a_finished_run_says_so_and_a_missing_one_where_it_looked(tmp_path: Path
         progress.look(tmp_path / "results", tmp_path)
     done = progress.Stage("tile", 3, 3, 1.0)
     assert progress.text([done], now=datetime(2026, 1, 5)).endswith("All is done.")
+
+
+def test_a_watch_counts_what_this_run_writes_and_falls_silent_when_it_ends(tmp_path: Path) -> None:
+    files = [tmp_path / f"{index}" for index in range(5)]
+    for file in files:
+        touch(file, 1000)  # of an earlier run, to be made anew
+    said: list[str] = []
+    watch = progress.Watch({"tile": files, "report": [tmp_path / "page"]}, every_s=0.05, say=said.append)
+    now = time.time()
+    for index in range(3):
+        touch(files[index], now + 60 * (index + 1))
+    deadline = time.monotonic() + 20
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "tile 3/5, report 0/1; about 2 min left without report, until " in said[-1]
+    watch.end()
+    count = len(said)
+    time.sleep(0.2)
+    assert len(said) == count
+
+
+def test_pictures_under_hashed_names_are_counted(tmp_path: Path) -> None:
+    results = listed(tmp_path, 2)
+    hashed = pseudonyms.make(results / "private", keep=True)
+    touch(tmp_path / "reports" / "heatmaps" / f"{hashed.slide('s0')}.png", 2000)
+    assert [stage.done for stage in progress.look(results, tmp_path / "reports") if stage.name == "heatmap"] == [1]
+    touch(tmp_path / "reports" / "heatmaps" / "s1.png", 3000)  # switched off again
+    touch(tmp_path / "reports" / "heatmaps" / "s0.png", 3001)
+    assert [stage.done for stage in progress.look(results, tmp_path / "reports") if stage.name == "heatmap"] == [2]

@@ -19,6 +19,7 @@ from pipeline.evaluation import Prediction, SlideResult
 from pipeline.figures import Interval
 from tests.browser import CHROMIUM, DRIVER, MISSING, chromium, complaints, open_page, requests, wait
 from tests.pictures import write_view
+from tests.test_outcomes import splits_of, survival_slides
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
 
@@ -262,6 +263,24 @@ def test_markup_in_labels_ids_and_what_a_slide_says_of_itself_is_only_text(brows
         assert image in element(browser, "slide-facts").text
     Select(element(browser, "class")).select_by_visible_text(script)
     assert browser.execute_script("return [window.hit, document.querySelectorAll('img[src=x]').length]") == [None, 0]
+
+
+def test_a_report_of_survival_has_no_control_of_classes_and_is_searched(browser: WebDriver, tmp_path: Path) -> None:
+    slides = survival_slides()
+    metrics = evaluation.evaluate(slides, splits_of(slides), interval=Interval(100, 0))
+    folders = {"models": tmp_path / "model", "views": tmp_path / "views"}
+    page = report_page.render(slides, metrics, title="A cohort", reports=tmp_path, **folders)
+    store.write_text(tmp_path / "index.html", page)
+    open_page(browser, tmp_path / "index.html")
+    assert not browser.find_elements(By.ID, "class")
+    assert [option.get_attribute("value") for option in Select(element(browser, "order")).options] == [
+        "order",
+        "spread",
+    ]
+    assert not browser.find_elements(By.CSS_SELECTOR, "#show option[value=wrong]")
+    element(browser, "find").send_keys("s1 p1")
+    wait(browser, f"document.querySelectorAll('.card:not([hidden])').length < {len(slides)}")
+    assert "s1" in shown(browser)
 
 
 def test_what_a_screen_reader_is_told_has_names_and_enough_contrast(browser: WebDriver, page: Path) -> None:

@@ -7,8 +7,8 @@
   for (const chart of read("plots")) Bokeh.embed.embed_item(chart);
 
   // ---- gallery -------------------------------------------------------------------------------------------------
-  const gallery = at("gallery"), cards = [...gallery.children], controls = ["find", "class", "show", "order"].map(at);
-  const [find, ofClass, show, order] = controls;
+  const gallery = at("gallery"), cards = [...gallery.children], controls = ["find", "class", "show", "order"].map(at).filter(Boolean);
+  const [find, ofClass, show, order] = ["find", "class", "show", "order"].map(at);  // no class where none is predicted
   const facts = new Map(cards.map((card) => [card, {...card.dataset, flags: card.dataset.flags.split("|")}]));
   const byId = (a, b) => (facts.get(a).order < facts.get(b).order ? -1 : facts.get(a).order > facts.get(b).order ? 1 : 0);
   const by = (key, sign) => (a, b) => sign * (facts.get(a)[key] - facts.get(b)[key]) || byId(a, b);
@@ -18,7 +18,7 @@
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const fits = (card) => {
       const {text, predicted, label, verdict, flags} = facts.get(card);
-      return (!ofClass.value || predicted === ofClass.value || label === ofClass.value) &&
+      return (!ofClass?.value || predicted === ofClass.value || label === ofClass.value) &&
         (!show.value || verdict === show.value || flags.includes(show.value)) &&
         words.every((word) => text.includes(word));
     };

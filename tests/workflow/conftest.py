@@ -29,6 +29,7 @@ CONFIG = {
     "tiling": {"min_tissue": 0.2},
     "tissue": {"min_area_mm2": 0.001},
     "heatmap": {"width_px": 800, "top_patches": 2},
+    "progress_s": 2,
 }
 
 

@@ -60,6 +60,18 @@ def test_the_closing_words_say_what_was_done_and_where_to_look(finished_run: tup
     assert "reports/index.html" in ran.output
 
 
+def test_a_run_says_every_so_often_what_is_done_and_what_is_left(finished_run: tuple[Study, Ran]) -> None:
+    lines = re.findall(r"^Progress \d\d:\d\d: (.*)$", finished_run[1].output, re.MULTILINE)
+    counts = [dict(re.findall(r"(\w+) (\d+)/\d+", found)) for found in lines]
+    assert len(lines) > 3
+    assert lines[0].startswith("check ")
+    assert f"tile {counts[-1]['tile']}/{SLIDES}, embed" in lines[-1]
+    done = [sum(map(int, found.values())) for found in counts]
+    assert done == sorted(done)
+    assert done[0] < done[-1]
+    assert any(re.search(r"about \d+ min left.*, until \w{3} \d\d:\d\d\.$", found) for found in lines)
+
+
 def test_nothing_of_a_run_is_left_half_made(finished_run: tuple[Study, Ran]) -> None:
     study, _ = finished_run
     assert not list(study.folder.rglob("*.part"))

@@ -6,7 +6,7 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cluster, cohort as cohorts, pseudonyms, running, settings
+from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import STAGE_VERSIONS
@@ -260,8 +260,31 @@ def minutes_of(stage):
     return of_job
 
 
+STAGES = ("check", "tile", "embed", "split", "train", "train_compared", "compare", "predict", "heatmap", "report")
+WATCHES = []
+
+
+def watch_progress():
+    """Say every so often how far the run is: the jobs that are planned, by what they write."""
+    every_s = SETTINGS["progress_s"]
+    planned = {stage: [] for stage in STAGES}
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name in planned:
+            planned[job.rule.name].append(Path(job.output[0]))
+    if every_s:
+        watched = {stage: files for stage, files in planned.items() if files}
+        WATCHES.append(progress.Watch(watched, every_s=every_s, say=lambda line: print(line, file=sys.stderr)))
+
+
+def end_progress():
+    """Say nothing more, as the closing words follow."""
+    for watch in WATCHES:
+        watch.end()
+
+
 def print_summary():
     """Print what was done and where to look."""
+    end_progress()
     from pipeline.report import summary
 
     print(f"\n{summary(REPORTS)}", file=sys.stderr)
@@ -271,6 +294,7 @@ def print_summary():
 
 def print_failure():
     """Say what to do next when a job failed."""
+    end_progress()
     print(
         "\nSome jobs failed; the sentence that says why is in the log named above."
         " (an empty log: the job was killed, usually for want of memory)."
