@@ -39,6 +39,9 @@ def run(
 ) -> None:
     """Write `predictions.csv`, `metrics.json`, `quarantine.tsv`, `quality.tsv` and `index.html`.
 
+    Into the folder of trained models, `results/model`, go `metrics.json` and `model_card.md`, so that it can be handed
+    over.
+
     Parameters
     ----------
     cohort, splits
@@ -62,7 +65,7 @@ def run(
     ArtefactError
         If an artefact is damaged, or contradicts the splits.
     """
-    from pipeline import certainty, compare, evaluation, report_page, store
+    from pipeline import certainty, compare, evaluation, model_card, report_page, store
 
     slides = evaluation.gather(cohort, results)
     assignments = tables.rows(splits, delimiter=",")
@@ -77,10 +80,16 @@ def run(
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "quality.tsv", quality_table(slides))
-    store.write_text(reports / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    page = report_page.render(
-        slides, metrics, title=title, reports=reports, models=results / "model", views=results / "views"
-    )
+    figures = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    store.write_text(reports / "metrics.json", figures)
+    trained = results / "model"
+    if any(trained.glob("fold-*/model.json")):
+        card = model_card.render(
+            slides, metrics, cohort=cohort, splits=assignments, models=trained, name_sites=private is None
+        )
+        store.write_text(trained / "metrics.json", figures)
+        store.write_text(trained / "model_card.md", card)
+    page = report_page.render(slides, metrics, title=title, reports=reports, models=trained, views=results / "views")
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
 

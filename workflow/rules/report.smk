@@ -36,6 +36,7 @@ rule report:
     input:
         cohort=RESULTS / "cohort.tsv",
         splits=RESULTS / "model" / "splits.csv",
+        models=model_files,
         heatmaps=heatmaps(),
         compared=[RESULTS / "compare" / name / "predictions.csv" for name in COMPARED],
     output:
@@ -58,6 +59,9 @@ rule report:
             labels={"file": "slides left out"},
         ),
         quality=REPORTS / "quality.tsv",
+        # beside the models, so that the folder can be handed over
+        card=RESULTS / "model" / "model_card.md",
+        figures=RESULTS / "model" / "metrics.json",
     log:
         RESULTS / "logs" / "report.log",
     conda:
