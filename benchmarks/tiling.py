@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import settings
+from pipeline import settings, stage_flags
 from pipeline.cli import app
 
 ROOT, SCRIPT, SCHEMA = Path(__file__).parents[1], Path(__file__), "workflow/schemas/config.schema.yaml"
@@ -37,7 +37,7 @@ def tile_once(slide: Path, folder: Path, *, profile: bool) -> None:
     arguments = ["tile", str(slide), "--slide-id", "big"]
     for name, file in outputs:
         arguments += [name, str(folder / file)]
-    arguments += shlex.split(settings.flags(checked, "tile"))
+    arguments += shlex.split(stage_flags.flags(checked, "tile"))
     for module in ("pipeline.tile", "pipeline.quality"):  # the interpreter's start is not what is measured
         importlib.import_module(module)
     profiler = cProfile.Profile()

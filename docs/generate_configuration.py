@@ -9,7 +9,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.settings import expected  # noqa: E402 - the packages need not be installed for this
+from pipeline.config_schema import expected  # noqa: E402 - the packages need not be installed for this
 
 INTRODUCTION = """\
 # Configuration

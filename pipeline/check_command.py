@@ -116,7 +116,7 @@ def completed(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     import yaml
 
-    from pipeline import settings
+    from pipeline import settings, stage_flags
 
     config: dict[str, Any] = {}
     for path in dict.fromkeys((ROOT / "config.yaml", Path.cwd() / "config.yaml")):
@@ -126,7 +126,7 @@ def completed(arguments: Sequence[str]) -> list[str]:
     results = Path(checked["paths"]["results"])
     files = {"--cohort": results / "cohort.tsv", "--summary": results / "check.txt", "--tiles": results / "tiles"}
     written = ["--threads", str(THREADS), *(str(part) for pair in files.items() for part in pair)]
-    return ["check", *shlex.split(settings.flags(checked, "check")), *written]
+    return ["check", *shlex.split(stage_flags.flags(checked, "check")), *written]
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pipeline.cohort import Label, read_csv
+from pipeline.cohort import Label
 from pipeline.errors import ConfigError
+from pipeline.user_tables import read_csv
 
 Role = Literal["train", "validation", "test"]
 COLUMNS = ("slide_id", "fold", "role", "repeat", "patient_id", "label")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from pipeline import outliers, predict, predict_slides, settings, store
+from pipeline import outliers, predict, predict_slides, settings, stage_flags, store
 from pipeline.cli import app
 from pipeline.decision import ABSTAINED, OUTLIER, UNKNOWN, DecisionOptions
 from pipeline.errors import ArtefactError, PipelineError
@@ -53,7 +53,7 @@ def checked() -> dict[str, Any]:
 
 def stage(name: str, *arguments: object) -> None:
     """Run a stage as the workflow does, with the settings as flags."""
-    app([name, *map(str, arguments), *shlex.split(settings.flags(checked(), name))], standalone_mode=False)
+    app([name, *map(str, arguments), *shlex.split(stage_flags.flags(checked(), name))], standalone_mode=False)
 
 
 def embed(folder: Path, slide: Path) -> Path:

@@ -6,7 +6,7 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings
+from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings, stage_flags
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import STAGE_VERSIONS
@@ -212,7 +212,7 @@ def flags(stage):
 
     def of_job(wildcards):
         slide = slide_of(wildcards)
-        return settings.flags(
+        return stage_flags.flags(
             SETTINGS,
             stage,
             override=COHORT.overrides.get(slide),
