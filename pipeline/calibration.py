@@ -15,7 +15,7 @@ BOUND = 3.0
 STEPS = 60
 """Steps of golden section, which leave less than 1e-11 of the bounds."""
 AT_LEAST = 0.9
-"""Sensitivity or specificity that a threshold of that name reaches on validation."""
+"""Sensitivity or specificity that a threshold of that name reaches on validation, unless the user says another."""
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Floats:
@@ -50,12 +50,14 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     return math.exp((low + high) / 2)
 
 
-def choose_thresholds(positive: NDArray[np.bool_], probability: Floats) -> dict[str, float]:
+def choose_thresholds(
+    positive: NDArray[np.bool_], probability: Floats, *, at_least: float = AT_LEAST
+) -> dict[str, float]:
     """Choose thresholds on the probability of the second of two classes, of slides the model was not trained on.
 
     Returns
     -------
-    `balanced_accuracy`: the best one; `sensitivity`, `specificity`: the best of those that reach `AT_LEAST`. Among
+    `balanced_accuracy`: the best one; `sensitivity`, `specificity`: the best of those that reach `at_least`. Among
     thresholds that serve equally well it is the nearest to 0.5: a few slides say little, and nothing speaks for the
     extremes. 0.5 where a class is missing.
     """
@@ -72,8 +74,8 @@ def choose_thresholds(positive: NDArray[np.bool_], probability: Floats) -> dict[
     balanced = (sensitivity + specificity) / 2
     reach = {
         "balanced_accuracy": np.ones(len(candidates), bool),
-        "sensitivity": sensitivity >= AT_LEAST,
-        "specificity": specificity >= AT_LEAST,
+        "sensitivity": sensitivity >= at_least,
+        "specificity": specificity >= at_least,
     }
     chosen = {}
     for name, enough in reach.items():

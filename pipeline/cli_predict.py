@@ -25,6 +25,9 @@ MinAgreement = Annotated[float, Option(min=0, max=1, help="Share of the models t
 OutlierRate = Annotated[
     float, Option(min=0.0001, max=0.5, help="Share of slides like the models' own that may be called outliers.")
 ]
+AtLeast = Annotated[
+    float, Option(min=0.5, max=1, help="Sensitivity or specificity that the threshold of that name reaches.")
+]
 Models = Annotated[Path, Option(help="Folder with a fold-{k} for each model (results/model of a run).")]
 
 
@@ -46,6 +49,7 @@ def predict(
     threshold: ThresholdRule = Threshold.balanced_accuracy,
     min_agreement: MinAgreement = 0.75,
     outlier_rate: OutlierRate = 0.01,
+    at_least: AtLeast = 0.9,
     threads: Threads = 1,
     gpus: Gpus = 0,
 ) -> None:
@@ -66,7 +70,7 @@ def predict(
         device=choose_device(gpus=gpus),
         threads=threads,
         scale=predict_slides.Scale(mpp, default_mpp),
-        options=DecisionOptions(threshold.value, min_agreement, outlier_rate),
+        options=DecisionOptions(threshold.value, min_agreement, outlier_rate, at_least),
     )
     for line in predict_slides.lines(results, out):
         print(line)  # noqa: T201 - the command's output
@@ -83,6 +87,7 @@ def predict_bag(
     threshold: ThresholdRule = Threshold.balanced_accuracy,
     min_agreement: MinAgreement = 0.75,
     outlier_rate: OutlierRate = 0.01,
+    at_least: AtLeast = 0.9,
 ) -> None:
     """Predict one bag and score its patches; what the workflow calls."""
     import torch
@@ -97,5 +102,5 @@ def predict_bag(
         models=models,
         attention=attention,
         device="cpu",
-        options=DecisionOptions(threshold.value, min_agreement, outlier_rate),
+        options=DecisionOptions(threshold.value, min_agreement, outlier_rate, at_least),
     )

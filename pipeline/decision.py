@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.calibration import AT_LEAST
+
 ABSTAINED = "abstained"
 DISAGREE, OUTLIER = "folds disagree", "out of distribution"
 UNKNOWN = "distance to the training slides unknown"
@@ -26,11 +28,14 @@ class DecisionOptions:
         Share of the models that must decide alike; fewer: abstained. It needs two models.
     outlier_rate
         Share of slides like the training slides that may be called out of distribution.
+    at_least
+        The sensitivity or specificity that the threshold of that name reaches on validation.
     """
 
     threshold: str = "balanced_accuracy"
     min_agreement: float = 0.75
     outlier_rate: float = 0.01
+    at_least: float = AT_LEAST
 
 
 @dataclass(frozen=True)

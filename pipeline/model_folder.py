@@ -16,6 +16,7 @@ from asmil.registry import MODELS, NamedModel, build
 from asmil.seeding import seeded
 from asmil.training import FitResult
 from pipeline import checksums, json_text, store
+from pipeline.calibration import choose_thresholds, softmax
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.outliers import Outliers
 from pipeline.tasks import CLASSIFICATION
@@ -94,6 +95,17 @@ class ModelFolder:
     outliers: Outliers | None = None
     seen_overviews: list[str] = field(default_factory=list)
     preparation: dict[str, Any] = field(default_factory=dict)
+
+    def thresholds_for(self, at_least: float) -> dict[str, float]:
+        """Choose thresholds anew on the validation slides, for another sensitivity or specificity than when trained.
+
+        Empty for other than two classes.
+        """
+        if len(self.classes) != 2:
+            return {}
+        positive = np.array(self.validation["labels"]) == 1
+        likely = softmax(np.array(self.validation["logits"]), self.temperature)[:, 1]
+        return choose_thresholds(positive, likely, at_least=at_least)
 
     def standardised(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Give a bag's features (N, d) as the model takes them."""

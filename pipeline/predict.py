@@ -124,7 +124,7 @@ def run(
             stored,
             folders,
             device=device,
-            outlier_rate=options.outlier_rate,
+            options=options,
             delete=found["source"] == "out_of_fold",
         )
         arrays = {
@@ -185,14 +185,14 @@ class Verdict:
 
 
 def judge(
-    stored: store.Artefact, folders: Sequence[Path], *, device: str, outlier_rate: float, delete: bool
+    stored: store.Artefact, folders: Sequence[Path], *, device: str, options: DecisionOptions, delete: bool
 ) -> Verdict:
     """Apply each model to one bag.
 
     Parameters
     ----------
-    outlier_rate
-        See `DecisionOptions`.
+    options
+        What thresholds reach, and how many slides may be called outliers.
     delete
         Whether to run the deletion test.
 
@@ -220,7 +220,7 @@ def judge(
             spoken.append(evidence(model, features, device=device))
         if description.outliers is not None:  # models that cannot tell are left out of the mean
             distance = description.outliers.distance(summary_vector(features))
-            ood.append(distance / description.outliers.limit(outlier_rate))
+            ood.append(distance / description.outliers.limit(options.outlier_rate))
         if delete and len(found) == 1:
             curve = deletion(model, features, found[0].score, device=device)
     return Verdict(
@@ -230,7 +230,7 @@ def judge(
         ),
         scores=np.stack([each.score for each in found]).astype(np.float32),
         classes=known[0].classes,
-        thresholds=[model.thresholds for model in known],
+        thresholds=[model.thresholds_for(options.at_least) for model in known],
         ood_score=float(np.mean(ood)) if ood else math.nan,
         deletion=curve,
         evidence=np.mean(spoken, axis=0) if np.any(spoken) else None,

@@ -32,6 +32,17 @@ def test_thresholds_reach_what_they_are_named_for() -> None:
     assert found["sensitivity"] < found["balanced_accuracy"] < found["specificity"]
 
 
+def test_a_higher_sensitivity_has_a_lower_threshold() -> None:
+    rng = np.random.default_rng(1)
+    positive = np.arange(200) % 2 == 0
+    probability = np.clip(rng.normal(0.4 + 0.1 * positive, 0.1), 0, 1)
+    usual, strict = (
+        calibration.choose_thresholds(positive, probability, at_least=share)["sensitivity"] for share in (0.9, 0.98)
+    )
+    assert strict < usual
+    assert (probability[positive] >= strict).mean() >= 0.98
+
+
 def test_one_class_alone_gives_no_threshold_but_a_half() -> None:
     assert set(calibration.choose_thresholds(np.ones(4, bool), np.full(4, 0.9)).values()) == {0.5}
 

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from asmil import AnchorConfig, FitConfig
 from pipeline import predict, store, train
+from pipeline.calibration import softmax
+from pipeline.decision import DecisionOptions
 from pipeline.errors import ArtefactError
+from pipeline.model_folder import load_model
 from pipeline.split import Assignment, Role, write_splits
 
 SLIDES = 9
@@ -161,3 +164,25 @@ def test_a_new_slide_has_the_range_of_its_models_and_no_deletion_test(trained: P
     assert found["fold_low"] <= max(found["probabilities"]) <= found["fold_high"]
     assert found["fold_low"] < found["fold_high"]
     assert found["deletion"] is None
+
+
+def test_the_sensitivity_that_is_asked_for_moves_the_threshold_and_trains_nothing(trained: Path) -> None:
+    bag, output = trained / "bags" / "s1.zarr.zip", trained / "strict.zarr.zip"
+    found = []
+    for at_least in (0.5, 1.0):
+        options = DecisionOptions("sensitivity", at_least=at_least)
+        predict.run(
+            bag,
+            splits=trained / "splits.csv",
+            models=trained / "model",
+            attention=output,
+            device="cpu",
+            options=options,
+        )
+        found.append(store.read_attributes(output)["threshold"])
+        fold = store.read_attributes(output)["folds"][0]
+        model = load_model(trained / "model" / f"fold-{fold}")[1]
+        assert found[-1] == model.thresholds_for(at_least)["sensitivity"]
+        probability = softmax(np.array(model.validation["logits"]), model.temperature)[:, 1]
+        assert (probability[np.array(model.validation["labels"]) == 1] >= found[-1]).mean() >= at_least
+    assert found[1] <= found[0]
