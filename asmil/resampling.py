@@ -28,7 +28,7 @@ JACKKNIFE_GROUPS = 500
 class Estimate:
     """A value with its interval; NaN where it is not defined.
 
-    `p` is the two-sided probability, from the resamples, of a value as far from 0 if 0 were true; for differences.
+    `p` is two-sided, and for differences: 1 - the level of the narrowest interval of the same method that holds 0.
     """
 
     value: float
@@ -162,27 +162,45 @@ def _estimate(value: float, drawn: Floats, left_out: Floats | None, level: float
     known = drawn[~np.isnan(drawn)]
     if len(known) == 0:
         return Estimate(value, np.nan, np.nan, np.nan)
-    ends = (1 - level) / 2, (1 + level) / 2
+    shift = None
     if left_out is not None and not np.isnan(value):
-        ends = _accelerated(value, known, left_out[~np.isnan(left_out)], ends)
-    low, high = np.quantile(known, ends)
-    extreme = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return Estimate(value, float(low), float(high), min(1.0, 2 * (extreme + 1) / (len(known) + 1)))
+        shift = _shift(value, known, left_out[~np.isnan(left_out)])
+    ends = (1 - level) / 2, (1 + level) / 2
+    low, high = np.quantile(known, ends if shift is None else [shift.moved(end) for end in ends])
+    # how far into the resamples an interval may reach before it holds 0, counted on either side
+    sides = (int((known <= 0).sum()), int((known >= 0).sum()))
+    shares = [(extreme + 1) / (len(known) + 1) for extreme in sides]
+    if shift is not None:
+        shares = [shift.moved_back(shares[0]), 1 - shift.moved_back(1 - shares[1])]
+    p = min(1.0, max(2 * min(shares), 2 / (len(known) + 1)))  # no smaller than the resamples can tell
+    return Estimate(value, float(low), float(high), p)
 
 
-def _accelerated(value: float, drawn: Floats, left_out: Floats, ends: tuple[float, float]) -> tuple[float, float]:
-    """Give the percentiles of the BCa interval; those of the percentile interval where it is not defined."""
-    normal = NormalDist()
+@dataclass(frozen=True)
+class _Shift:
+    """How BCa moves a percentile: by the bias of the median, and by the acceleration."""
+
+    bias: float
+    acceleration: float
+
+    def moved(self, end: float) -> float:
+        """Give the share of the resamples that stands for a nominal one."""
+        shifted = self.bias + NormalDist().inv_cdf(end)
+        return NormalDist().cdf(self.bias + shifted / (1 - self.acceleration * shifted))
+
+    def moved_back(self, share: float) -> float:
+        """Give the nominal share that `moved` makes this one of; `share` of 1 is left alone."""
+        if not 0 < share < 1:
+            return share
+        beyond = NormalDist().inv_cdf(share) - self.bias
+        return NormalDist().cdf(beyond / (1 + self.acceleration * beyond) - self.bias)
+
+
+def _shift(value: float, drawn: Floats, left_out: Floats) -> _Shift | None:
+    """Give how BCa moves percentiles; None where it is not defined, and those of the percentile interval hold."""
     below = (float((drawn < value).sum()) + float((drawn == value).sum()) / 2) / len(drawn)  # ties count half
     deviations = left_out.mean() - left_out if len(left_out) else np.zeros(1)
     squares = float((deviations**2).sum())
     if not 0 < below < 1 or squares == 0:
-        return ends
-    bias = normal.inv_cdf(below)
-    acceleration = float((deviations**3).sum()) / (6 * squares**1.5)
-
-    def moved(end: float) -> float:
-        shifted = bias + normal.inv_cdf(end)
-        return normal.cdf(bias + shifted / (1 - acceleration * shifted))
-
-    return moved(ends[0]), moved(ends[1])
+        return None
+    return _Shift(NormalDist().inv_cdf(below), float((deviations**3).sum()) / (6 * squares**1.5))

@@ -13,11 +13,12 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import SlideResult
 from pipeline.json_text import parse_object
 from pipeline.report_page import METRIC_NAMES, label_counts
-from pipeline.tasks import CLASSIFICATION
+from pipeline.tasks import CLASSIFICATION, HEADLINE
 from pipeline.versions import __version__
 
 FEW_PATIENTS = 50
 """Patients below which a card warns that the numbers are rough: an accuracy of 0.8 of 50 is 0.67 to 0.89 (Wilson)."""
+CHANCE = 0.5
 MAX_NAMED = 12
 """Sites that a card names; the rest are counted."""
 
@@ -93,6 +94,7 @@ def render(
             if (entry := metrics["pooled"].get(key)) is not None
         ],
         by_patient=bool(by_patient),
+        scatter=scatter(metrics),
         interval=metrics["interval"],
         n_slides=metrics["n_slides"],
         n_patients=metrics["n_patients"],
@@ -123,12 +125,18 @@ def limits(metrics: Mapping[str, Any], models: Sequence[Mapping[str, Any]], *, s
     sites
         How many sites the cohort table names.
     """
+    times = metrics["repeats"]["n"] if metrics["repeats"] else 1
+    judges = f"{times} models, each of another repeat," if times > 1 else "one model"
     said = [
-        "The numbers are those of single models on slides they held out; the mean of all models, which predicts a new"
-        " slide, was measured on none.",
+        f"The numbers are those of {judges} on slides held out; the mean of all {len(models)} models, which predicts a"
+        " new slide, was measured on none.",
         "Intervals say how the numbers might move with other patients of the same kind, not how they would fare with"
         " another tissue, stain, scanner or population.",
     ]
+    said += better_models(metrics)
+    auroc = metrics["pooled"].get("auroc", {})
+    if auroc.get("low") is not None and auroc["low"] <= CHANCE:
+        said.append("The AUROC's interval holds 0.5: by these numbers the models may be no better than chance.")
     if metrics["n_patients"] < FEW_PATIENTS:
         said.append(f"{metrics['n_patients']} labelled patients are few: read the intervals, not the values.")
     if any(entry["value"] is not None and entry["low"] == entry["high"] for entry in metrics["pooled"].values()):
@@ -153,6 +161,30 @@ def limits(metrics: Mapping[str, Any], models: Sequence[Mapping[str, Any]], *, s
     gap = (metrics.get("deletion") or {}).get("gap")
     if gap and not (gap["low"] is not None and gap["low"] > 0):
         said.append("The most attended patches matter no more than random ones: do not read the maps as evidence.")
+    return said
+
+
+def scatter(metrics: Mapping[str, Any]) -> str:
+    """Say how far the repeats alone scatter; empty with one."""
+    metric, name = HEADLINE[metrics["task"]]
+    repeats = metrics["repeats"]
+    found = repeats["summary"].get(metric) if repeats else None
+    if not found or found["mean"] is None or found["sd"] is None:
+        return ""
+    return f"Each of {repeats['n']} repeats of the division alone: {name} {found['mean']:.3f}, sd {found['sd']:.3f}."
+
+
+def better_models(metrics: Mapping[str, Any]) -> list[str]:
+    """Name the further models of the run that were better than this one, by an interval that does not hold 0."""
+    metric, name = HEADLINE[metrics["task"]]
+    said = []
+    for model, differences in (metrics.get("differences") or {}).items():
+        found = differences.get(metric)
+        if found is None or found["low"] is None:
+            continue
+        if found["high"] < 0 if metric == "mae" else found["low"] > 0:
+            difference = f"{found['value']:+.3f}, {found['low']:+.3f} to {found['high']:+.3f}"
+            said.append(f"Another model of the same run, {model}, was better on the same slides ({name} {difference}).")
     return said
 
 

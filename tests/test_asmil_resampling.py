@@ -41,6 +41,16 @@ def test_a_statistic_that_never_varies_has_an_interval_of_one_point(method: str)
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("middle", [-0.4, 0.1, 0.25])
+def test_p_is_where_the_interval_of_its_method_ends_at_0(method: str, middle: float) -> None:
+    values = np.random.default_rng(0).exponential(size=40) - 1 + middle
+    options = {"resamples": 4000, "seed": 0, "method": method}
+    p = bootstrap(mean_of(values), 40, **options)["mean"].p  # type: ignore[arg-type]
+    found = bootstrap(mean_of(values), 40, level=1 - p, **options)["mean"]  # type: ignore[arg-type]
+    assert min(abs(found.low), abs(found.high)) < (found.high - found.low) / 100
+
+
 def test_p_tells_a_difference_from_none() -> None:
     rng = np.random.default_rng(0)
     none, some = rng.normal(size=100), rng.normal(loc=0.5, size=100)

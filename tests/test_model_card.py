@@ -71,6 +71,7 @@ def folder_of(path: Path, slides: list[SlideResult], *, outliers: dict[str, Any]
         "best_epoch": 3,
         "training": {"seed": 0, "anchor": {"mode": "ema"}, "epochs": 4},
         "temperature": 1.25,
+        "thresholds": {"balanced_accuracy": 0.4},
         "outliers": outliers,
         "preparation": {"tile": {"patch_px": 224, "tissue_method": "otsu"}, "embed": {"stain": "none"}},
         "versions": {"torch": "2.0"},
@@ -104,7 +105,7 @@ def test_every_number_stands_with_its_interval_as_metrics_json_has_it(card: tupl
             model_card.figure(found[name]) for found in (metrics["pooled"], metrics["patients"]["pooled"])
         )
         assert f"| {label} | {slides} | {patients} |" in text
-    assert "| 0 | 12 | 0 | 12 | 3 | 1.25 |" in text
+    assert "| 0 | 12 | 0 | 12 | 3 | 1.25 | 0.400 |" in text
     for row, name in zip(metrics["confusion"], ("nor\\|mal", "tumour"), strict=True):
         assert f"| {name} | {row[0]} | {row[1]} |" in text
 
@@ -133,6 +134,11 @@ def test_limits_say_what_is_not_known(tmp_path: Path) -> None:
     slides = slides_of()
     folder = folder_of(tmp_path, slides, outliers=None)
     metrics = evaluate(slides, splits_of(slides), interval=Interval(200, 0))
+    metrics["pooled"]["auroc"] |= {"low": 0.45}
+    metrics["differences"] = {
+        "abmil": {"auroc": {"value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01}},
+        "transmil": {"auroc": {"value": 0.2, "low": -0.1, "high": 0.3, "p": 0.2}},
+    }
     text = model_card.render(
         slides,
         metrics,
@@ -142,6 +148,9 @@ def test_limits_say_what_is_not_known(tmp_path: Path) -> None:
         name_sites=False,
     )
     assert "12 labelled patients are few" in text
+    assert "The AUROC's interval holds 0.5" in text
+    assert "abmil, was better on the same slides (AUROC +0.200, +0.100 to +0.300)" in text
+    assert "transmil" not in text
     assert "2 of 2 models cannot tell a slide unlike their training slides" in text
     assert "Sites: 2." in text
     assert "North" not in text
