@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tissue import Overview, largest, smallest
+from pipeline.tissue import Overview
 
 RIM_DENSITIES = (0.12, 0.18, 0.27)
 """Optical densities that a rim may add to its surroundings in every channel. Several are tried: a low one finds faint
@@ -49,7 +49,7 @@ def find_bubbles(overview: Overview, *, mpp: float) -> NDArray[np.bool_]:
     found = np.zeros(overview.scanned.shape, np.uint8)
     if overview.is_grey or overview.is_dark:
         return found.astype(np.bool_)
-    raised_least, raised_most = (_raised(pick(overview.density), mpp=mpp) for pick in (smallest, largest))
+    raised_least, raised_most = (_raised(part, mpp=mpp) for part in (overview.lightest, overview.densest))
     grey = (raised_most - raised_least < RIM_CAST * raised_most) & overview.scanned
     for density in RIM_DENSITIES:
         _fill_rings(found, (raised_least > density) & grey, mpp=mpp)

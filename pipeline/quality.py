@@ -111,6 +111,8 @@ def find_folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], *, mpp: 
     excess[dense] = 1 - light.min(axis=1) / np.maximum(intensity, 1e-3) - intensity
     edge = dense & (excess > FOLD_EDGE_EXCESS)
     heart = edge & (overall > FOLD_DENSITY_RATIO * usual) & (excess > FOLD_EXCESS)
+    if not heart.any():
+        return np.zeros_like(tissue)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(edge.astype(np.uint8), connectivity=8)
     kept = np.zeros(len(stats), np.bool_)
     kept[np.unique(labels[heart])] = True

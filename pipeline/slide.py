@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import cv2
 import numpy as np
 import openslide
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from pipeline.opencv import make_repeatable
 from pipeline.reader import SourceChooser
 from pipeline.regions import Batch, PatchSource, read_rgb
 from pipeline.scale import Scale, objective_power, resolve_scale
+from pipeline.thumbnail import fill_overview
 from pipeline.tiff_tiles import DIRECT_VENDORS
 
 LOG = logging.getLogger(__name__)
@@ -39,9 +39,6 @@ interpolated by OpenSlide; at 8 times it is 3 times slower."""
 MAX_UPSAMPLING = 0.05
 """How much coarser than asked level 0 may be; its pixels are then taken as they are. Scanners of one nominal
 magnification differ by this much."""
-
-THUMBNAIL_BLOCK_PX = 2048
-"""Edge of the blocks an overview is read in: 16 MB, so that a slide without a pyramid needs no more memory."""
 
 MAX_UNREADABLE = 0.5
 """Share of an overview's blocks that may be unreadable before the slide is given up."""
@@ -212,7 +209,9 @@ class Slide:
         factor = max(1, int(mpp / (self.mpp * downsample) + LEVEL_TOLERANCE))
         level_width, level_height = self.level_dimensions[level]
         overview = np.full((-(-level_height // factor), -(-level_width // factor), 3), 255, np.uint8)
-        unreadable = self._fill(overview, level=level, factor=factor)
+        unreadable = fill_overview(
+            overview, level=level, downsample=downsample, factor=factor, read=self.read, choose=self._sources.choose
+        )
         if unreadable:
             share = unreadable / (overview.shape[0] * overview.shape[1])
             if share > MAX_UNREADABLE:
@@ -221,30 +220,6 @@ class Slide:
             if note not in self.warnings:
                 self.warnings.append(note)
         return overview, self.mpp * downsample * factor
-
-    def _fill(self, overview: NDArray[np.uint8], *, level: int, factor: int) -> int:
-        """Fill `overview` block by block; return how many of its pixels could not be read."""
-        step = max(1, THUMBNAIL_BLOCK_PX // factor)
-        blocks = [
-            (top, left, min(step, overview.shape[0] - top), min(step, overview.shape[1] - left))
-            for top in range(0, overview.shape[0], step)
-            for left in range(0, overview.shape[1], step)
-        ]
-        downsample, unreadable = self.level_downsamples[level], 0
-        while blocks:
-            top, left, rows, columns = blocks.pop()
-            x, y = (round(edge * factor * downsample) for edge in (left, top))
-            try:
-                pixels = self.read(x, y, level=level, width=columns * factor, height=rows * factor)
-            except SlideError:
-                if min(rows, columns) * factor < 256:  # the edge of a usual tile: nothing is gained by going below
-                    unreadable += rows * columns
-                else:
-                    blocks += _quarters(top, left, rows, columns)
-                continue
-            target = overview[top : top + rows, left : left + columns]
-            target[...] = pixels if factor == 1 else cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
-        return unreadable
 
     def _level_for(self, mpp: float) -> int:
         """Give the deepest level that is not coarser than `mpp`; level 0 if all are."""
@@ -374,13 +349,3 @@ def _bounds(handle: openslide.OpenSlide) -> tuple[int, int, int, int]:
     left, top = max(0, stated[0]), max(0, stated[1])
     right, bottom = min(width, stated[0] + stated[2]), min(height, stated[1] + stated[3])
     return (left, top, right - left, bottom - top) if right > left and bottom > top else (0, 0, width, height)
-
-
-def _quarters(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
-    half_rows, half_columns = rows // 2, columns // 2
-    return [
-        (top + y, left + x, height, width)
-        for y, height in ((0, half_rows), (half_rows, rows - half_rows))
-        for x, width in ((0, half_columns), (half_columns, columns - half_columns))
-        if height and width
-    ]

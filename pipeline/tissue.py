@@ -93,6 +93,16 @@ class Overview:
     is_dark: bool
 
     @cached_property
+    def densest(self) -> NDArray[np.float32]:
+        """The largest of the three channels' densities, shape (H, W)."""
+        return largest(self.density)
+
+    @cached_property
+    def lightest(self) -> NDArray[np.float32]:
+        """The smallest of the three channels' densities, shape (H, W)."""
+        return smallest(self.density)
+
+    @cached_property
     def pen_coloured(self) -> NDArray[np.bool_]:
         """Where the colours are of pen, shape (H, W); nowhere on a greyscale slide. See `find_pen`."""
         if self.is_grey:
@@ -100,7 +110,7 @@ class Overview:
         red, green, blue = (self.density[..., channel] for channel in range(3))
         overall = mean(self.density)
         blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
-        black = (overall > 0.5) & (largest(self.density) - smallest(self.density) < 0.15 * overall)
+        black = (overall > 0.5) & (self.densest - self.lightest < 0.15 * overall)
         red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
         return _drop_small((blue_or_green | black | red_ink) & self.scanned, 4)
 
@@ -147,7 +157,7 @@ def find_tissue(thumbnail: NDArray[np.uint8] | Overview, *, mpp: float, options:
             remedy="leave it out: only bright-field slides (H&E, IHC) can be used",
         )
     density = overview.density
-    feature = mean(density) if overview.is_grey else largest(density) - smallest(density)
+    feature = mean(density) if overview.is_grey else overview.densest - overview.lightest
     found = _stained(feature, overview.scanned, is_grey=overview.is_grey, mpp=mpp, options=options)
     if options.exclude_pen:
         found &= ~find_pen(overview, found)
@@ -194,8 +204,11 @@ def _glass(
     brightest_shade = int(common[-1])
     peak = brightest_shade - 2 + int(np.argmax(shades[brightest_shade - 2 : brightest_shade + 3]))
     glass = candidate & (np.abs(darkest.astype(np.int16) - peak) <= 2)
-    colour: NDArray[np.float64] = np.median(thumbnail[glass], axis=0).astype(np.float64)
-    return colour
+    seen = glass.astype(np.uint8)
+    counts = [
+        cv2.calcHist([thumbnail], [channel], seen, [256], [0, 256]).ravel().astype(np.int64) for channel in range(3)
+    ]
+    return np.array([float(np.searchsorted(np.cumsum(count), count.sum() / 2)) for count in counts])
 
 
 def _optical_density(thumbnail: NDArray[np.uint8], glass: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -316,6 +316,18 @@ def test_an_overview_is_an_area_average_at_most_as_coarse_as_asked(tmp_path: Pat
     assert np.abs(overview - image.reshape(100, 6, 150, 6, 3).mean(axis=(1, 3))).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize("factor", [1, 3])
+def test_an_overview_read_past_openslide_is_openslides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: int
+) -> None:
+    path = write_svs(tmp_path / "a.svs", tissue_like(2100, 2400), factors=())
+    with caplog.at_level("INFO"), open_slide(path) as slide:
+        overview, _ = slide.thumbnail(0.5 * factor)
+    assert "through OpenSlide" not in caplog.text
+    pixels = np.array(openslide.OpenSlide(path).read_region((0, 0), 0, (2400, 2100)).convert("RGB"))
+    assert np.array_equal(overview, cv2.resize(pixels, (2400 // factor, 2100 // factor), interpolation=cv2.INTER_AREA))
+
+
 def test_a_reader_that_stops_early_closes_its_handles(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "a.svs", tissue_like(1024, 1024))
     descriptors = Path("/proc/self/fd")
