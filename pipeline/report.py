@@ -75,6 +75,8 @@ def run(
         metrics["confounding"] = certainty.confounded(cohort)
     if len(models) > 1:
         metrics |= compare.figures(slides, metrics, models=models, folder=results / "compare", interval=interval)
+    trained = results / "model"
+    _add_temperatures(metrics["folds"], trained)
     if private is not None:
         slides = _renamed(slides, cohort, reports, private=private)
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
@@ -82,7 +84,6 @@ def run(
     store.write_text(reports / "quality.tsv", quality_table(slides))
     figures = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     store.write_text(reports / "metrics.json", figures)
-    trained = results / "model"
     if any(trained.glob("fold-*/model.json")):
         card = model_card.render(
             slides, metrics, cohort=cohort, splits=assignments, models=trained, name_sites=private is None
@@ -92,6 +93,16 @@ def run(
     page = report_page.render(slides, metrics, title=title, reports=reports, models=trained, views=results / "views")
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
+
+
+def _add_temperatures(folds: list[dict[str, Any]], models: Path) -> None:
+    """Add the temperature that was fitted to each fold's model, where its folder is there."""
+    from pipeline import json_text
+
+    for fold in folds:
+        path = models / f"fold-{fold['fold']}" / "model.json"
+        if path.exists():
+            fold["temperature"] = json_text.parse_object(path.read_bytes())["temperature"]
 
 
 def _renamed(slides: "Sequence[SlideResult]", cohort: Path, reports: Path, *, private: Path) -> "list[SlideResult]":
