@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import embed, encoders, heatmap, predict, store, tile
+from pipeline import checksums, embed, encoders, heatmap, predict, store, tile
 from pipeline.decision import DecisionOptions
 from pipeline.embed import EncoderOptions
 from pipeline.errors import ArtefactError, ConfigError
@@ -93,11 +93,12 @@ def run(
     Raises
     ------
     ArtefactError
-        If the folder is incomplete, or its models were trained with other weights of the encoder.
+        If the folder is incomplete or damaged, or its models were trained with other weights of the encoder.
     ConfigError
         If a slide or the encoder's weights are missing.
     """
     named = slide_ids(slides)
+    check_whole(models)
     description = read_description(models / f"fold-{predict.folds_in(models)[0]}")
     made = description["preparation"]
     if not made:
@@ -126,6 +127,16 @@ def run(
     ]
     store.write_text(out / "predictions.csv", predictions_table(results, description["classes"]))
     return results
+
+
+def check_whole(models: Path) -> None:
+    """Refuse a folder whose files are not those that were written: no run is here that would make them anew."""
+    for path in sorted(models.glob("fold-*/*")):
+        if path.name in ("model.json", "weights.safetensors") and checksums.is_changed(path):
+            raise ArtefactError(
+                f"{path}: damaged (its bytes changed after it was written); copy the folder of models again from where"
+                " they were trained"
+            )
 
 
 def check_weights(bags: dict[str, Any], *, weights: str | None, folder: Path, models: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline import outliers, predict, predict_slides, settings, stage_flags, store
+from pipeline.checksums import ATTRIBUTE
 from pipeline.cli import app
 from pipeline.decision import ABSTAINED, OUTLIER, UNKNOWN, DecisionOptions
 from pipeline.errors import ArtefactError, PipelineError
@@ -209,6 +211,20 @@ def test_a_folder_of_another_encoder_is_refused(handed_over: Path, tmp_path: Pat
     slide = write_svs(tmp_path / "a.svs", pixels_of(201))
     with pytest.raises(ArtefactError, match=r"fold-1 was trained with encoder uni, the bag of 'a' has texture"):
         predicted([slide], models, tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="this system keeps no attributes of files")
+def test_a_damaged_copy_is_refused_and_left_as_it_is(handed_over: Path, tmp_path: Path) -> None:
+    models = Path(shutil.copytree(handed_over, tmp_path / "models"))
+    weights = models / "fold-1" / "weights.safetensors"
+    if ATTRIBUTE not in os.listxattr(weights):
+        pytest.skip("this file system keeps no attributes")
+    with weights.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    with pytest.raises(ArtefactError, match=r"weights.safetensors: damaged .*copy the folder of models again"):
+        predicted([write_svs(tmp_path / "a.svs", pixels_of(201))], models, tmp_path / "out")
+    assert weights.exists()
 
 
 def test_a_bad_slide_among_good_ones_is_named_and_the_others_are_predicted(
