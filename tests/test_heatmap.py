@@ -1,7 +1,10 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -340,3 +343,27 @@ def test_the_page_says_that_a_slide_was_abstained_from_and_why(slide_path: Path,
     attention = write_attention(tmp_path / "a.zarr.zip", grid(), np.ones(24), **known)
     pixels, _ = draw(slide_path, attention, tmp_path)
     assert (pixels == np.array(drawing.WARNING)).all(axis=-1).sum() > 100
+
+
+@pytest.mark.parametrize("name", ["viridis", "cividis"])
+def test_the_default_colour_maps_are_matplotlibs(name: str) -> None:
+    expected = matplotlib.colormaps[name](np.linspace(0.0, 1.0, 256), bytes=True)[:, :3]
+    assert np.array_equal(drawing.palette(name), expected)
+
+
+def test_a_tint_is_the_mean_of_tissue_and_colour_by_opacity() -> None:
+    thumbnail = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    percentile = np.random.default_rng(1).uniform(0, 100, (30, 40))
+    covered = percentile > 20
+    tinted = drawing.tint(thumbnail, percentile, covered, colormap="viridis", opacity=0.3)
+    mixed = 0.7 * thumbnail + 0.3 * drawing.colours(percentile, "viridis")
+    assert np.abs(tinted[covered] - mixed[covered]).max() <= 0.51
+    assert np.array_equal(tinted[~covered], thumbnail[~covered])
+
+
+def test_drawing_imports_neither_torch_nor_for_the_default_colours_matplotlib() -> None:
+    check = (
+        "import sys; from pipeline import drawing, heatmap; drawing.palette('viridis');"
+        " sys.exit(sum(name in sys.modules for name in ('torch', 'matplotlib', 'bokeh', 'sklearn')))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
