@@ -138,7 +138,8 @@ def colours(percentile: NDArray[np.floating], colormap: str) -> NDArray[np.uint8
 
 def _steps(percentile: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Give the place of each percentile among 256 colours."""
-    return np.clip(np.rint(percentile * 2.55), 0, 255).astype(np.uint8)
+    steps: NDArray[np.uint8] = np.clip(np.rint(percentile * 2.55), 0, 255).astype(np.uint8)
+    return steps
 
 
 def tint(
