@@ -160,7 +160,7 @@ def further(attention: Attention) -> list[Layer]:
     layers = []
     if attention.disagreement is not None:
         values = np.clip(attention.disagreement / DISAGREEMENT_TOP, 0.0, 1.0) * 100.0
-        layers.append(Layer("Folds' disagreement", values, "cividis", "alike", "as if drawn at random"))
+        layers.append(Layer("Folds' disagreement", values, "cividis", "alike", "as at random"))
     if attention.evidence is not None:
         names = list(attention.attributes["classes"])
         largest = float(np.abs(attention.evidence).max()) or 1.0

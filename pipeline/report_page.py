@@ -176,8 +176,14 @@ def metric_rows(pooled: Mapping[str, Mapping[str, float | None]]) -> list[dict[s
         label, meaning = METRIC_NAMES.get(name, (name, ""))
         entry = pooled[name]
         row: dict[str, Any] = {"name": label, "meaning": meaning, "bar": None, **entry}
-        on_scale = name in outcome_figures.ON_UNIT_SCALE or name not in outcome_figures.METRIC_NAMES
-        if on_scale and entry["value"] is not None and entry["low"] is not None and entry["high"] is not None:
+        on_scale = name in outcome_figures.ON_UNIT_SCALE or name not in (*outcome_figures.METRIC_NAMES, "log_loss")
+        if (
+            on_scale
+            and (entry["high"] or 0.0) <= 1.0
+            and entry["value"] is not None
+            and entry["low"] is not None
+            and entry["high"] is not None
+        ):
             low, high, value = (min(max(float(entry[key] or 0.0), 0.0), 1.0) for key in ("low", "high", "value"))
             row["bar"] = {"left": f"{100 * low:.1f}", "width": f"{100 * (high - low):.1f}", "dot": f"{100 * value:.1f}"}
         rows.append(row)

@@ -325,7 +325,7 @@ def draw_notes(page: Page, attention: Attention) -> None:
         if y <= FOOTER_BOTTOM:
             y = page.paragraph(LEFT, y, note, 7.5, width=middle - LEFT - 6, bottom=FOOTER_BOTTOM)
     page.text(middle, FOOTER_TOP, "How attention is shown", 8, bold=True)
-    note = reading_note(attention.score)
+    note = reading_note(attention.score, evidence=attention.evidence is not None)
     page.paragraph(middle, FOOTER_TOP + 4.2, note, 7.5, width=RIGHT - middle, bottom=FOOTER_BOTTOM)
 
 

@@ -135,7 +135,7 @@ def quality_notes(attributes: Mapping[str, Any], tiles: int) -> list[str]:
     ]
 
 
-def reading_note(score: NDArray[np.floating]) -> str:
+def reading_note(score: NDArray[np.floating], *, evidence: bool = False) -> str:
     """Say how attention was normalised, and how widely the scores [N] are spread."""
     effective = 1.0 / float(np.square(score).sum())
     even = (
@@ -143,9 +143,10 @@ def reading_note(score: NDArray[np.floating]) -> str:
         if score.max() < EVEN * score.mean()
         else ""
     )
+    of_classes = " Evidence: how far a patch moves the score of a class (gradient times input)." if evidence else ""
     return (
         "Normalisation: rank of each patch's attention within this slide, from 0 (least) to 100 (most); colours do not "
         "compare between slides. Where tiles overlap, ranks are averaged; untinted pixels were not analysed. "
         f"Attention is spread as over {effective:,.0f} of {score.size:,} patches (1 / Σ a²).{even} "
-        "It shows what the model weighed, not what is diseased."
+        f"It shows what the model weighed, not what is diseased.{of_classes}"
     )

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import charts, curves, evaluation, gallery, report, store, tables
+from pipeline import charts, curves, evaluation, gallery, report, report_page, store, tables
 from pipeline.errors import ArtefactError, SlideError
 from pipeline.figures import Interval
 from tests.pictures import write_view
@@ -437,3 +437,11 @@ def test_page_shows_how_attention_moved_and_how_alike_the_maps_of_an_ensemble_ar
     page = (run.write() / "index.html").read_text(encoding="utf-8")
     assert "Movement of attention" in page
     assert page.count("rank correlation 0.62 between") == 1
+
+
+def test_only_figures_from_0_to_1_have_a_place_on_that_scale() -> None:
+    known = {"value": 0.5, "low": 0.4, "high": 0.6}
+    pooled = {"auroc": known, "brier": known | {"high": 1.2}, "log_loss": known, "ece": known | {"low": None}}
+    bars = {row["name"]: row["bar"] for row in report_page.metric_rows(pooled)}
+    assert bars.pop("AUROC") == {"left": "40.0", "width": "20.0", "dot": "50.0"}
+    assert set(bars.values()) == {None}

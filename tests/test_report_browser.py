@@ -198,7 +198,7 @@ def test_the_opacity_slider_and_the_list_of_maps_change_the_picture(browser: Web
     full = picture(browser)
     assert len({bare, half, full}) == 3
     Select(element(browser, "layer")).select_by_visible_text("Folds' disagreement")
-    assert element(browser, "high").text == "as if drawn at random"
+    assert element(browser, "high").text == "as at random"
     assert picture(browser) != full
     assert element(browser, "hatched").text == "Hatched: tiles not judged (1 on pen)."
     element(browser, "zoom-in").click()
