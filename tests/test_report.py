@@ -440,7 +440,7 @@ def test_page_shows_how_attention_moved_and_how_alike_the_maps_of_an_ensemble_ar
 
 
 def test_only_figures_from_0_to_1_have_a_place_on_that_scale() -> None:
-    known = {"value": 0.5, "low": 0.4, "high": 0.6}
+    known: dict[str, float | None] = {"value": 0.5, "low": 0.4, "high": 0.6}
     pooled = {"auroc": known, "brier": known | {"high": 1.2}, "log_loss": known, "ece": known | {"low": None}}
     bars = {row["name"]: row["bar"] for row in report_page.metric_rows(pooled)}
     assert bars.pop("AUROC") == {"left": "40.0", "width": "20.0", "dot": "50.0"}
