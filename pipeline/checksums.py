@@ -22,7 +22,7 @@ def keep(path: Path, *, name: str) -> None:
     """Compute a file's checksum and keep it with the file, if its final `name` is of a kind without one of its own."""
     if Path(name).suffix in KINDS and hasattr(os, "setxattr"):
         try:
-            os.setxattr(path, ATTRIBUTE, _sha256(path))
+            os.setxattr(path, ATTRIBUTE, sha256_of(path).encode())
         except OSError as error:
             log.debug("%s: no checksum is kept (%s)", name, error.strerror)
 
@@ -35,7 +35,7 @@ def is_changed(path: Path) -> bool:
         kept = os.getxattr(path, ATTRIBUTE)
     except OSError:
         return False
-    return kept != _sha256(path)
+    return kept != sha256_of(path).encode()
 
 
 def check(path: Path) -> None:
@@ -56,6 +56,7 @@ def damaged(path: Path, why: str) -> ArtefactError:
     )
 
 
-def _sha256(path: Path) -> bytes:
+def sha256_of(path: Path) -> str:
+    """Give the SHA-256 of a file's bytes as hex digits."""
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest().encode()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

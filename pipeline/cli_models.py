@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from pipeline.errors import ConfigError
 from pipeline.options import (
@@ -47,8 +47,8 @@ class GroupBy(StrEnum):
 
 
 def add_model_commands(app: typer.Typer) -> None:
-    """Add `split`, `train` and `compare` to the command line."""
-    for command in (split, train, compare):
+    """Add `split`, `train`, `models` and `compare` to the command line."""
+    for command in (split, train, models, compare):
         app.command()(command)
 
 
@@ -145,6 +145,19 @@ def train(
         seed=seed,
         device=choose_device(gpus=gpus),
     )
+
+
+def models(
+    folder: Annotated[Path, Argument(help="Folder with a fold-{k} for each fold.", show_default=False)],
+    *,
+    folds: Annotated[int, Option(min=1, help="Number of folds, through all repeats.")],
+    splits: Annotated[Path, Option(help="Splits file.")],
+    index: Annotated[Path, Option(help="Index to write.")],
+) -> None:
+    """List the trained models of all folds, with their checksums."""
+    from pipeline import model_index
+
+    model_index.write(folder, folds=folds, splits=splits, index=index)
 
 
 def compare(

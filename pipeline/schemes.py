@@ -1,5 +1,6 @@
 """How the labelled slides are divided into folds: schemes that draw, and a file of the user's own."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,38 @@ def assign(
             label = labels[name]
             rows.append(Assignment(name, label.patient_id, label.label, fold.repeat, number, role))
     return rows
+
+
+def is_plainly_divisible(labels: Mapping[str, Label], plan: Plan) -> bool:
+    """Tell by counting whether `assign` will succeed: False where only a trial can tell, and for a file of the user's.
+
+    Every class has two groups or more for each part that it is divided into, so that no shuffle gives all of them to
+    one part. Counting takes milliseconds where a trial takes a minute with thousands of slides.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer groups than folds.
+    """
+    if plan.scheme == "file":
+        return False
+    names = sorted(labels)
+    strata = tasks.strata(labels, task=plan.task, folds=plan.folds)
+    classes = np.array([strata[name] for name in names])
+    groups = _groups([labels[name] for name in names], names, plan.group_by)
+    parts = max(2, round(1 / plan.validation))
+    if plan.scheme == "leave_one_site_out":
+        folds = _by_site(labels, names, sites=_sites(labels), seed=plan.seed)
+        return all(_is_plain(classes[fold.inside], groups[fold.inside], set(strata.values()), parts) for fold in folds)
+    _check_enough(classes, groups, plan)
+    # a training part keeps half of a class's groups at least, as two parts or more are made
+    return _is_plain(classes, groups, set(strata.values()), max(plan.folds, 2 * parts))
+
+
+def _is_plain(classes: NDArray[np.str_], groups: NDArray[np.str_], needed: set[str], parts: int) -> bool:
+    """Tell whether each of the classes has twice as many groups as there are parts."""
+    found = Counter(stratum for stratum, _ in set(zip(classes.tolist(), groups.tolist(), strict=True)))
+    return all(found[stratum] >= 2 * parts for stratum in needed)
 
 
 def _kfold(classes: NDArray[np.str_], groups: NDArray[np.str_], plan: Plan) -> Iterator[_Fold]:

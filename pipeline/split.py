@@ -9,7 +9,7 @@ from pipeline import store
 from pipeline.assignment import Assignment, Role, read_splits, write_splits
 from pipeline.cohort import Label
 from pipeline.errors import ConfigError
-from pipeline.schemes import Plan, assign
+from pipeline.schemes import Plan, assign, is_plainly_divisible
 
 __all__ = ["Assignment", "Plan", "Role", "assign", "read_splits", "rehearse", "run", "write_splits"]
 
@@ -138,7 +138,9 @@ def run(labels: Mapping[str, Label], *, bags: Path, splits: Path, plan: Plan) ->
 
 
 def rehearse(labels: Mapping[str, Label], fingerprints: Mapping[str, str], plan: Plan) -> None:
-    """Divide all labelled slides as if all were usable, to learn before any work whether they can be divided.
+    """Learn before any work whether the labelled slides can be divided, were all of them usable.
+
+    Where counting does not tell, they are divided on trial.
 
     Raises
     ------
@@ -146,6 +148,8 @@ def rehearse(labels: Mapping[str, Label], fingerprints: Mapping[str, str], plan:
         As `check_leaks`, `assign` and `check_roles` do.
     """
     check_leaks(labels, fingerprints)
+    if is_plainly_divisible(labels, plan):
+        return
     check_roles(assign(labels, plan), fingerprints, sites=_sites(labels, plan))
 
 

@@ -4,7 +4,6 @@ Nothing else in the package uses the network, so a compute node needs none.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pipeline import json_text
+from pipeline.checksums import sha256_of
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ MANIFEST = "manifest.json"
 
 
 SHA256 = re.compile("[0-9a-f]{64}")
-
-
-def sha256_of(path: Path) -> str:
-    """Give the sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def verify(path: Path, expected: str | None) -> str:

@@ -9,10 +9,11 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from pipeline.checksums import sha256_of
 from pipeline.encoders.registry import EncoderSpec, built_in, spec
 from pipeline.errors import ConfigError
 from pipeline.store import replacing
-from pipeline.weights import MANIFEST, checked, known_sha256, parse_manifest, read_manifest, record, sha256_of
+from pipeline.weights import MANIFEST, checked, known_sha256, parse_manifest, read_manifest, record
 
 log = logging.getLogger(__name__)
 

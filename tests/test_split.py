@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from pipeline import split
 from pipeline.cohort import Label
 from pipeline.errors import ConfigError
+from pipeline.schemes import is_plainly_divisible
 
 
 def cohort(patients: int, *, slides_per_patient: int = 2, classes: int = 2) -> dict[str, Label]:
@@ -250,3 +253,45 @@ def test_a_splits_file_that_divides_a_patient_is_refused(tmp_path: Path) -> None
 def test_grouping_by_site_needs_a_site() -> None:
     with pytest.raises(ConfigError, match="slide 's0' has none"):
         assigned({f"s{i}": Label("ab"[i % 2], f"p{i}") for i in range(8)}, group_by="site")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_cohort_that_counts_as_divisible_is_divided(seed: int) -> None:
+    """Patients with one to thirty slides, some of several classes, one class rare: as far from even as cohorts get."""
+    rng = np.random.default_rng(seed)
+    labels = {}
+    for patient in range(int(rng.integers(45, 120))):
+        of_patient = rng.choice(["a", "b", "c"], p=(0.5, 0.25, 0.25))
+        for index in range(1 + int(rng.pareto(1.0)) % 30):
+            label = str(rng.choice(["a", "b", "c"])) if rng.random() < 0.1 else str(of_patient)
+            labels[f"s{patient}-{index}"] = Label(label, f"p{patient}", f"site-{patient % 4}")
+    options = {"scheme": ("kfold", "monte_carlo", "leave_one_site_out")[seed % 3], "folds": 2 + seed % 4, "seed": seed}
+    plan = split.Plan(validation=0.4, **options)  # type: ignore[arg-type]
+    assert is_plainly_divisible(labels, plan)
+    rows = split.assign(labels, plan)
+    split.check_roles(rows, {name: name for name in labels})
+    for fold in {row.fold for row in rows}:
+        assert {labels[name].label for name in roles(rows, fold)["train"]} == {"a", "b", "c"}
+
+
+def test_few_patients_of_a_class_are_divided_on_trial() -> None:
+    labels = cohort(20)
+    assert not is_plainly_divisible(labels, split.Plan())
+    with pytest.raises(ConfigError, match="no division into 2 folds"):
+        split.rehearse(
+            {f"s{i}": Label("ab"[i >= 10], f"p{i if i < 10 else 10}") for i in range(14)},
+            {f"s{i}": str(i) for i in range(14)},
+            split.Plan(folds=2),
+        )
+
+
+def test_thousands_of_patients_are_planned_without_dividing_them() -> None:
+    program = (
+        "import sys\n"
+        "from pipeline import split\n"
+        "from pipeline.cohort import Label\n"
+        "labels = {f's{i}': Label('ab'[i % 2], f'p{i}') for i in range(5000)}\n"
+        "split.rehearse(labels, {name: name for name in labels}, split.Plan())\n"
+        "assert 'sklearn' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

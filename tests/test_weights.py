@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from pipeline import weights
+from pipeline import checksums, weights
 from pipeline.errors import ConfigError
 
 MODEL, REPOSITORY = "timm:test_vit", "timm/test_vit.r160_in1k"
@@ -69,13 +69,13 @@ def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     # FIPS 180-4, the example of one block
-    assert weights.sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert checksums.sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_verify_accepts_the_published_file_and_names_another(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(b"abc")
-    digest = weights.sha256_of(path)
+    digest = checksums.sha256_of(path)
     assert weights.verify(path, digest) == digest
     assert weights.verify(path, None) == digest
     with pytest.raises(ConfigError, match=rf"a\.pth: sha256 is {digest}, of the published file 0000"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import encoders, weights, weights_bundle
+from pipeline import checksums, encoders, weights, weights_bundle
 from pipeline.errors import ConfigError
 from pipeline.weights import MANIFEST
 
@@ -37,7 +37,7 @@ def test_a_bundle_arrives_as_it_left(folder: Path, tmp_path: Path) -> None:
     for path in written:
         assert path.read_bytes() == (folder / path.relative_to(away)).read_bytes()
     assert [name for name, _, _ in weights_bundle.verify_all(away)] == ["hf-hub:lab/vit", "hf-hub:lab/vit", "uni"]
-    assert encoders.check_weights("uni", folder=away) == weights.sha256_of(folder / "uni.bin")
+    assert encoders.check_weights("uni", folder=away) == checksums.sha256_of(folder / "uni.bin")
 
 
 def test_what_is_not_there_cannot_be_packed(folder: Path, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_file_that_is_not_the_one_that_was_fetched_stops_the_run(folder: Path)
 def test_a_digest_is_remembered_until_the_file_changes(folder: Path) -> None:
     path = folder / "uni.bin"
     first = weights.known_sha256(path)
-    assert weights.known_sha256(path) == first == weights.sha256_of(path)
+    assert weights.known_sha256(path) == first == checksums.sha256_of(path)
     path.write_bytes(b"other tensors")
-    assert weights.known_sha256(path) == weights.sha256_of(path) != first
+    assert weights.known_sha256(path) == checksums.sha256_of(path) != first
 
 
 def test_the_table_says_of_each_encoder_whether_its_weights_are_here(folder: Path) -> None:

@@ -29,6 +29,7 @@ def test_one_command_makes_every_picture_and_report(finished_run: tuple[Study, R
         "cohort": 1,
         "split": 1,
         "train": 2,
+        "models": 1,
         "report": 1,
         **dict.fromkeys(PER_SLIDE, SLIDES),
     }
@@ -129,12 +130,19 @@ def test_a_colour_map_change_redraws_only(finished: Study) -> None:
 
 def test_a_changed_tissue_setting_rebuilds_what_depends_on_it(finished: Study) -> None:
     finished.configure(tissue={"min_area_mm2": 0.002})
-    assert finished.plan() == {"cohort": 1, "split": 1, "train": 2, "report": 1, **dict.fromkeys(PER_SLIDE, SLIDES)}
+    assert finished.plan() == {
+        "cohort": 1,
+        "split": 1,
+        "train": 2,
+        "models": 1,
+        "report": 1,
+        **dict.fromkeys(PER_SLIDE, SLIDES),
+    }
 
 
 def test_a_changed_training_setting_embeds_nothing(finished: Study) -> None:
     finished.configure(training={"epochs": 4})
-    assert finished.plan() == {"train": 2, "predict": SLIDES, "heatmap": SLIDES, "report": 1}
+    assert finished.plan() == {"train": 2, "models": 1, "predict": SLIDES, "heatmap": SLIDES, "report": 1}
 
 
 def test_another_memory_limit_for_features_runs_nothing(finished: Study) -> None:

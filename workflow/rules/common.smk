@@ -1,4 +1,5 @@
 # What the rules share: the configuration, the cohort, and helpers that turn them into inputs, parameters and resources.
+import os
 import shlex
 import sys
 from functools import cache
@@ -241,12 +242,20 @@ def gpu_queue(wildcards):
     return settings.gpus(SETTINGS, "embed", local=workflow.local_exec)
 
 
+def size_mb(files):
+    """Give the size of a job's input in MB.
+
+    Faster than Snakemake's `input.size_mb`, which starts an event loop for each job: a tenth of the planning.
+    """
+    return sum(os.stat(file).st_size for file in files) / 2**20
+
+
 def memory_of(stage):
     """Give a function that tells the memory in MB that a job asks a cluster for: more at each attempt."""
 
     def of_job(wildcards, input, attempt):
         extra = settings.cache_mb(SETTINGS) if stage == "train" else 0
-        return cluster.memory_mb(stage, input_mb=input.size_mb, attempt=attempt, extra_mb=extra)
+        return cluster.memory_mb(stage, input_mb=size_mb(input), attempt=attempt, extra_mb=extra)
 
     return of_job
 
@@ -255,7 +264,7 @@ def minutes_of(stage):
     """Give a function that tells the minutes that a job asks a cluster for: more at each attempt."""
 
     def of_job(wildcards, input, attempt):
-        return cluster.minutes(stage, input_mb=input.size_mb, attempt=attempt)
+        return cluster.minutes(stage, input_mb=size_mb(input), attempt=attempt)
 
     return of_job
 

@@ -92,11 +92,29 @@ rule compare:
         " --predictions {output.predictions:q} 2> {log:q}"
 
 
+# One small file for all folds: every prediction depends on it, and thousands of slides times ten files make planning slow.
+rule models:
+    input:
+        splits=RESULTS / "model" / "splits.csv",
+        models=model_files,
+    output:
+        index=RESULTS / "model" / "models.json",
+    log:
+        RESULTS / "logs" / "models.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    params:
+        folder=RESULTS / "model",
+        folds=len(FOLDS),
+    shell:
+        "python -m pipeline models {params.folder:q} --folds {params.folds} --splits {input.splits:q}"
+        " --index {output.index:q} 2> {log:q}"
+
+
 rule predict:
     input:
         bag=RESULTS / "bags" / "{slide}.zarr.zip",
-        splits=RESULTS / "model" / "splits.csv",
-        models=model_files,
+        models=RESULTS / "model" / "models.json",
     output:
         attention=RESULTS / "attention" / "{slide}.zarr.zip",
     log:
@@ -109,7 +127,8 @@ rule predict:
     params:
         version=STAGE_VERSIONS["predict"],
         flags=flags("predict"),
+        splits=RESULTS / "model" / "splits.csv",
         models=RESULTS / "model",
     shell:
-        "python -m pipeline predict-bag {input.bag:q} --splits {input.splits:q} --models {params.models:q}"
+        "python -m pipeline predict-bag {input.bag:q} --splits {params.splits:q} --models {params.models:q}"
         " --attention {output.attention:q} {params.flags} 2> {log:q}"
