@@ -211,15 +211,13 @@ def labels_digest(wildcards):
 def flags(stage):
     """Give a function that tells a stage's settings, as flags of its command, for one slide or for the cohort."""
 
+    @cache
+    def written(override, drawn, model):
+        return stage_flags.flags(SETTINGS, stage, override=override, drawn=drawn, model=model)
+
     def of_job(wildcards):
         slide = slide_of(wildcards)
-        return stage_flags.flags(
-            SETTINGS,
-            stage,
-            override=COHORT.overrides.get(slide),
-            drawn=COHORT.drawn.get(slide),
-            model=wildcards.get("model"),
-        )
+        return written(COHORT.overrides.get(slide), COHORT.drawn.get(slide), wildcards.get("model"))
 
     return of_job
 
@@ -250,23 +248,28 @@ def size_mb(files):
     return sum(os.stat(file).st_size for file in files) / 2**20
 
 
+# Memory and time are reckoned for each job where they count: on a cluster, or under a limit (--resources mem_mb=16000).
+# Elsewhere a figure for the stage will do; functions of thousands of jobs are a tenth of the planning.
+NEEDS_COUNT = not workflow.local_exec or not {"mem_mb", "runtime"}.isdisjoint(workflow.global_resources)
+
+
 def memory_of(stage):
-    """Give a function that tells the memory in MB that a job asks a cluster for: more at each attempt."""
+    """Give the memory in MB that a job asks for, or a function that tells it: more at each attempt."""
+    extra = settings.cache_mb(SETTINGS) if stage == "train" else 0
 
     def of_job(wildcards, input, attempt):
-        extra = settings.cache_mb(SETTINGS) if stage == "train" else 0
         return cluster.memory_mb(stage, input_mb=size_mb(input), attempt=attempt, extra_mb=extra)
 
-    return of_job
+    return of_job if NEEDS_COUNT else cluster.memory_mb(stage, input_mb=0, attempt=1, extra_mb=extra)
 
 
 def minutes_of(stage):
-    """Give a function that tells the minutes that a job asks a cluster for: more at each attempt."""
+    """Give the minutes that a job asks for, or a function that tells them: more at each attempt."""
 
     def of_job(wildcards, input, attempt):
         return cluster.minutes(stage, input_mb=size_mb(input), attempt=attempt)
 
-    return of_job
+    return of_job if NEEDS_COUNT else cluster.minutes(stage, input_mb=0, attempt=1)
 
 
 STAGES = ("check", "tile", "embed", "split", "train", "train_compared", "compare", "predict", "heatmap", "report")
