@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+import socket
+import sys
 
 import pytest
 import yaml
 
-from pipeline import store
+from pipeline import run_record, store
+from pipeline.cohort import Cohort
 from tests.workflow.conftest import ROOT, Ran, Study
 
 pytestmark = pytest.mark.slow
@@ -185,7 +188,7 @@ def test_no_command_line_grows_with_the_cohort(fresh: Study) -> None:
     """`bash -c` takes 128 KiB, which 3,000 slides would exceed."""
     planned = fresh.run("--dry-run", "--printshellcmds").output
     commands = [line for line in planned.splitlines() if "python -m pipeline" in line]
-    assert len(commands) == 4 * SLIDES + 6
+    assert len(commands) == 4 * SLIDES + 7
     assert all(sum(f"slide {index}" in command for index in range(6)) <= 1 for command in commands)
 
 
@@ -193,3 +196,23 @@ def test_no_command_line_grows_with_the_cohort(fresh: Study) -> None:
 def test_a_deleted_report_is_written_again(finished: Study, name: str) -> None:
     (finished.folder / "reports" / name).unlink()
     assert finished.plan() == {"report": 1}
+
+
+def test_a_run_records_what_it_was_made_of_and_nothing_of_the_machine(finished_run: tuple[Study, Ran]) -> None:
+    study, _ = finished_run
+    text = (study.folder / "results" / "run.json").read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert record["config"]["training"]["epochs"] == 3
+    assert set(record["config"]) == set(yaml.safe_load((ROOT / "config.yaml").read_text()))
+    assert record["environment"]["packages"]["torch"]
+    bag = store.read_attributes(study.folder / "results" / "bags" / "new.ü.zarr.zip")
+    assert record["inputs"]["slides"]["new.ü"] == bag["fingerprint"]
+    for told in (str(study.folder), str(ROOT), socket.gethostname(), sys.prefix):
+        assert told not in text
+
+
+def test_places_on_this_machine_are_left_out_of_the_record() -> None:
+    config = {"seed": 1, "paths": {"slides": "/mnt/slides", "labels": "data/labels.csv"}, "model": ["asmil"]}
+    record = run_record.describe(config, Cohort({}, {}), {}, weights="")
+    assert record["config"] == {"seed": 1, "paths": {"labels": "data/labels.csv"}, "model": ["asmil"]}
+    assert record["left_out_of_config"] == ["paths.slides"]

@@ -294,6 +294,15 @@ def end_progress():
         watch.end()
 
 
+def record_run():
+    """Write what the finished run was made of."""
+    from pipeline import run_record
+
+    prints = {slide: slide_fingerprint(slide) for slide in COHORT.slides}
+    record = run_record.describe(config, COHORT, prints, weights=settings.weights_print(SETTINGS))
+    run_record.write(RESULTS / run_record.NAME, record)
+
+
 def print_summary():
     """Print what was done and where to look."""
     end_progress()

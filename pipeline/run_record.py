@@ -1,0 +1,94 @@
+"""What a finished run was made of, so that it can be repeated elsewhere: `results/run.json`.
+
+Nothing in it names the machine, its user or a place on its disks.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import cohort as cohorts
+from pipeline import store
+from pipeline.cohort import Cohort
+from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS, __version__
+
+NAME = "run.json"
+
+
+def describe(
+    config: Mapping[str, Any], cohort: Cohort, fingerprints: Mapping[str, str], *, weights: str
+) -> dict[str, Any]:
+    """Describe a run by its inputs.
+
+    Parameters
+    ----------
+    config
+        The configuration with all defaults, as the user gave it.
+    cohort
+        Slides, labels and what else the user said of them.
+    fingerprints
+        Of the slides, by slide id.
+    weights
+        Fingerprint of the encoder's weights; empty where it has none.
+
+    Returns
+    -------
+    JSON values. `config` is a whole `config.yaml`; settings that hold a place on this machine's disks are left out of
+    it and named in `left_out_of_config`.
+    """
+    portable, left_out = _portable(config)
+    labels = {slide: vars(label) for slide, label in sorted(cohort.labels.items())}
+    overrides = {slide: vars(override) for slide, override in sorted({**cohort.overrides, **cohort.skipped}.items())}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "asmil_wsi": __version__,
+        "stages": dict(STAGE_VERSIONS),
+        "environment": {
+            "python": platform.python_version(),
+            "implementation": platform.python_implementation(),
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "packages": _packages(),
+        },
+        "config": portable,
+        "left_out_of_config": left_out,
+        "inputs": {
+            "slides": {slide: fingerprints[slide] for slide in cohort.slides},
+            "labels": cohorts.digest(labels),
+            "overrides": cohorts.digest(overrides),
+            "drawn": {slide: cohorts.drawn_digest(drawn) for slide, drawn in sorted(cohort.drawn.items())},
+            "weights": weights,
+        },
+    }
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the record, unless the file says the same already."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    if not path.exists() or path.read_bytes() != text.encode():
+        store.write_text(path, text)
+
+
+def _portable(section: Mapping[str, Any], place: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Give a section without absolute paths, and the names of the settings that held one."""
+    kept: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, value in section.items():
+        full = f"{place}{name}"
+        if isinstance(value, Mapping):
+            kept[name], inner = _portable(value, f"{full}.")
+            left_out += inner
+        elif isinstance(value, str | Path) and str(value).startswith(("/", "~")):
+            left_out.append(full)
+        else:
+            kept[name] = str(value) if isinstance(value, Path) else value
+    return kept, left_out
+
+
+def _packages() -> dict[str, str]:
+    """Give the version of each package of the environment, by name."""
+    found = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
