@@ -110,9 +110,11 @@ class Overview:
         red, green, blue = (self.density[..., channel] for channel in range(3))
         overall = mean(self.density)
         blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.03)
+        # so dark that all channels near their end: no stain of tissue averaged over 8 um is, and red leads all the same
+        navy = (red > 0.6) & (red > 1.05 * green)
         black = (overall > 0.5) & (self.densest - self.lightest < 0.15 * overall)
         red_ink = (green > 0.6) & (blue > 0.8 * green) & (red < 0.15 * green)
-        return _drop_small((blue_or_green | black | red_ink) & self.scanned, 4)
+        return _drop_small((blue_or_green | navy | black | red_ink) & self.scanned, 4)
 
 
 def look_at(thumbnail: NDArray[np.uint8]) -> Overview:

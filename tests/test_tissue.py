@@ -85,7 +85,9 @@ def test_padding_and_gaps_are_no_tissue(padding: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "ink", [(40, 70, 190), (30, 140, 70), (35, 35, 38), (220, 35, 45)], ids=["blue", "green", "black", "red"]
+    "ink",
+    [(40, 70, 190), (20, 30, 120), (30, 140, 70), (35, 35, 38), (220, 35, 45)],
+    ids=["blue", "navy", "green", "black", "red"],
 )
 def test_pen_is_no_tissue(ink: tuple[int, int, int]) -> None:
     overview = slide()
