@@ -1,6 +1,5 @@
 """The model card: what a folder of trained models is for, what it was made of, and how good it is, for who gets it."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline import encoders
+from pipeline import encoders, tables
 from pipeline.errors import ConfigError
 from pipeline.evaluation import SlideResult
 from pipeline.json_text import parse_object
@@ -52,8 +51,7 @@ def render(
     found = sorted((described(path) for path in models.glob("fold-*/model.json")), key=lambda model: model["fold"])
     first = found[0]
     task, classes = metrics["task"], metrics["classes"]
-    with cohort.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle, delimiter="\t"))
+    rows = tables.rows(cohort, delimiter="\t")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=False,  # noqa: S701 - Markdown, no page
@@ -100,12 +98,15 @@ def render(
         n_patients=metrics["n_patients"],
         confusion=metrics["confusion"],
         decisions=decisions,
-        decided="; ".join(f"{name} {figure(entry)}" for name, entry in decisions["pooled"].items() if entry["value"])
-        if decisions
-        else "",
+        decided=decided(decisions["pooled"]) if decisions else "",
         limits=limits(metrics, found, sites=len({row["site"] for row in rows if row["site"]})),
         versions=first["versions"],
     )
+
+
+def decided(pooled: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Say how right the decisions were; a figure of no slide is left out, one of 0 is not."""
+    return "; ".join(f"{name} {figure(entry)}" for name, entry in pooled.items() if entry["value"] is not None)
 
 
 def described(path: Path) -> dict[str, Any]:

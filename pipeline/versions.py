@@ -14,14 +14,14 @@ SCHEMA_VERSION = 1
 
 STAGE_VERSIONS: dict[str, int] = {
     "check": 1,
-    "tile": 3,
+    "tile": 4,
     "embed": 1,
     "split": 1,
     "train": 3,
     "compare": 1,
     "predict": 4,
     "heatmap": 3,
-    "report": 5,
+    "report": 6,
 }
 
 

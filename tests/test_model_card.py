@@ -176,3 +176,10 @@ def test_the_report_puts_card_and_figures_beside_the_models(tmp_path: Path) -> N
     )
     assert (folder / "model" / "metrics.json").read_text() == (tmp_path / "reports" / "metrics.json").read_text()
     assert "nothing is known of how good the models are" in (folder / "model" / "model_card.md").read_text()
+
+
+def test_a_sensitivity_of_zero_is_named_and_one_of_no_slide_is_not() -> None:
+    none: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
+    pooled: dict[str, dict[str, float | None]] = {"sensitivity": {"value": 0.0, "low": 0.0, "high": 0.4}}
+    pooled["specificity"] = none
+    assert model_card.decided(pooled) == "sensitivity 0.000 (0.000 to 0.400)"
