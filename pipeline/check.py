@@ -2,19 +2,21 @@
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pipeline import store
+from pipeline import isolation, store
 from pipeline.cohort import Cohort, Drawn, Label, Override
 from pipeline.cohort_summary import summarise
 from pipeline.cohort_table import CohortRow, complete, write_cohort
 from pipeline.errors import SlideError
-from pipeline.fingerprint import fingerprint
+from pipeline.fingerprint import UNREADABLE, fingerprint, gone
 from pipeline.forecast import Forecast, Work, forecast
 from pipeline.forecast import describe as describe_forecast
 from pipeline.formats import companions
 from pipeline.intake import compression_of
+from pipeline.options import STALLED_AFTER_S
 from pipeline.slide import open_slide
 
 log = logging.getLogger(__name__)
@@ -31,18 +33,7 @@ def describe(
     mpp_from_objective: bool,
 ) -> CohortRow:
     """Describe one slide by its header; a slide that cannot be used has its reason and remedy."""
-    given = label or Label("", slide_id)
-    outlines = drawn or Drawn()
-    known = {
-        "note": override.note if override else "",
-        "drawn": " ".join(kind for kind in ("tissue", "roi") if getattr(outlines, kind) is not None),
-        "bytes": str(_bytes(path)),
-        "slide_id": slide_id,
-        "path": str(path),
-        "label": given.label,
-        "patient_id": given.patient_id,
-        "site": given.site,
-    }
+    known = {**_said(slide_id, path, label=label, override=override, drawn=drawn), "bytes": str(_bytes(path))}
     try:
         with open_slide(
             path,
@@ -69,14 +60,30 @@ def describe(
                 area_mm2=f"{slide.bounds[2] * slide.bounds[3] * slide.mpp_x * slide.mpp_y / 1e6:.4g}",
             )
     except SlideError as error:
-        return CohortRow(
-            **known,
-            status=store.QUARANTINED,
-            reason=error.reason,
-            remedy=error.remedy,
-            warnings="",
-            fingerprint=fingerprint(path),
-        )
+        return _left_out(known, error, print_=fingerprint(path))
+
+
+def _said(
+    slide_id: str, path: Path, *, label: Label | None, override: Override | None, drawn: Drawn | None
+) -> dict[str, str]:
+    """Give the cells of a row that are known without the slide's file."""
+    given = label or Label("", slide_id)
+    outlines = drawn or Drawn()
+    return {
+        "note": override.note if override else "",
+        "drawn": " ".join(kind for kind in ("tissue", "roi") if getattr(outlines, kind) is not None),
+        "slide_id": slide_id,
+        "path": str(path),
+        "label": given.label,
+        "patient_id": given.patient_id,
+        "site": given.site,
+    }
+
+
+def _left_out(known: Mapping[str, str], error: SlideError, *, print_: str) -> CohortRow:
+    status = store.QUARANTINED
+    reasons = {"reason": error.reason, "remedy": error.remedy, "warnings": "", "fingerprint": print_}
+    return CohortRow(**known, status=status, **reasons)
 
 
 def _bytes(path: Path) -> int:
@@ -95,6 +102,7 @@ def run(
     threads: int,
     work: Work,
     tiles: Path | None = None,
+    stalled_after_s: float = STALLED_AFTER_S,
 ) -> list[CohortRow]:
     """Open every slide once, in parallel, write the cohort table and a summary, and log the summary.
 
@@ -114,9 +122,22 @@ def run(
         What will be asked of each slide, for the forecast.
     tiles
         Folder of the tiles artefacts of an earlier run, which complete the table.
+    stalled_after_s
+        Seconds without an opened slide after which those that are being opened are taken to hang.
+
+    Raises
+    ------
+    PipelineError
+        If a slide is not there any more.
     """
     start = time.perf_counter()
-    rows = look(cohort, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective, threads=threads)
+    rows = look(
+        cohort,
+        default_mpp=default_mpp,
+        mpp_from_objective=mpp_from_objective,
+        threads=threads,
+        stalled_after_s=stalled_after_s,
+    )
     seconds = time.perf_counter() - start
     write_cohort(output, rows if tiles is None else complete(rows, tiles))
     areas = {row.slide_id: float(row.area_mm2) for row in rows if row.status == store.OK}
@@ -126,7 +147,7 @@ def run(
         for row in rows
         if row.status == store.OK
     }
-    found = forecast(areas, cohort.slides, overrides=overrides, work=work) if areas else None
+    found = _forecast(areas, cohort, overrides=overrides, work=work, stalled_after_s=stalled_after_s)
     lines = summarise(cohort, rows, seconds=seconds, work=work)
     lines += ["", "Forecast", *(f"  {line}" for line in _forecast_lines(found, work))]
     store.write_text(summary, "\n".join(lines) + "\n")
@@ -135,22 +156,61 @@ def run(
     return rows
 
 
-def look(cohort: Cohort, *, default_mpp: float | None, mpp_from_objective: bool, threads: int) -> list[CohortRow]:
-    """Describe every slide of a cohort, `threads` at a time; parameters as for `run`."""
+def look(
+    cohort: Cohort,
+    *,
+    default_mpp: float | None,
+    mpp_from_objective: bool,
+    threads: int,
+    stalled_after_s: float = STALLED_AFTER_S,
+) -> list[CohortRow]:
+    """Describe every slide of a cohort, `threads` at a time; a slide that crashes or stalls its reader has a row too.
+
+    Parameters and what is raised as for `run`.
+    """
+    options: dict[str, Any] = {"default_mpp": default_mpp, "mpp_from_objective": mpp_from_objective}
+
+    def said(slide_id: str) -> dict[str, Any]:
+        return {
+            "label": cohort.known.get(slide_id),
+            "override": cohort.overrides.get(slide_id),
+            "drawn": cohort.drawn.get(slide_id),
+        }
 
     def one(slide_id: str) -> CohortRow:
-        return describe(
-            slide_id,
-            cohort.slides[slide_id],
-            label=cohort.known.get(slide_id),
-            override=cohort.overrides.get(slide_id),
-            drawn=cohort.drawn.get(slide_id),
-            default_mpp=default_mpp,
-            mpp_from_objective=mpp_from_objective,
-        )
+        path = cohort.slides[slide_id]
+        try:
+            return describe(slide_id, path, **said(slide_id), **options)
+        except FileNotFoundError as error:
+            raise gone(path) from error
 
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, cohort.slides))
+    def failed(slide_id: str, error: SlideError) -> CohortRow:
+        log.warning("%s: %s", slide_id, error)
+        known = _said(slide_id, cohort.slides[slide_id], **said(slide_id))
+        return _left_out(known, error, print_=UNREADABLE)
+
+    return isolation.each(list(cohort.slides), one, failed=failed, threads=threads, stalled_after_s=stalled_after_s)
+
+
+def _forecast(
+    areas_mm2: Mapping[str, float],
+    cohort: Cohort,
+    *,
+    overrides: Mapping[str, Override],
+    work: Work,
+    stalled_after_s: float,
+) -> Forecast | None:
+    """Forecast the work in a process of its own, as it reads pixels; None where that is not possible."""
+    if not areas_mm2:
+        return None
+
+    def all_of(_: None) -> Forecast | None:
+        return forecast(areas_mm2, cohort.slides, overrides=overrides, work=work)
+
+    def failed(_: None, error: SlideError) -> None:
+        log.warning("no forecast: %s", error.reason)
+
+    return isolation.each([None], all_of, failed=failed, threads=1, stalled_after_s=stalled_after_s)[0]
 
 
 def _forecast_lines(found: Forecast | None, work: Work) -> list[str]:

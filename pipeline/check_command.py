@@ -9,6 +9,7 @@ from typer import Option
 
 from pipeline.errors import ConfigError
 from pipeline.options import (
+    STALLED_AFTER_S,
     DefaultMpp,
     EventColumn,
     Folds,
@@ -18,6 +19,7 @@ from pipeline.options import (
     OverridesFile,
     PatchPx,
     SlidesFolder,
+    StalledAfter,
     Target,
     TargetMpp,
     TaskKind,
@@ -54,7 +56,9 @@ def check(
     default_mpp: DefaultMpp = None,
     mpp_from_objective: MppFromObjective = False,
     tiles: Annotated[Path | None, Option(help="Folder of tiles whose quality completes the table.")] = None,
+    given: Annotated[str | None, Option(help="Digest of labels and overrides when the run was planned.")] = None,
     threads: Threads = 1,
+    stalled_after_s: StalledAfter = STALLED_AFTER_S,
 ) -> None:
     """Open every slide's header, write the cohort table and say what to mend; without options, by config.yaml."""
     from pipeline import check as stage
@@ -74,6 +78,11 @@ def check(
         event=event,
         must_train=False,
     )
+    if given is not None and cohorts.given_digest(found) != given:
+        raise ConfigError(
+            f"{labels}, {overrides} or the slides in {slides} changed after the run was planned; run the same command"
+            " again"
+        )
     stage.run(
         found,
         output=cohort,
@@ -82,6 +91,7 @@ def check(
         mpp_from_objective=mpp_from_objective,
         threads=threads,
         tiles=tiles,
+        stalled_after_s=stalled_after_s,
         work=Work(patch_px=patch_px, mpp=target_mpp, overlap=overlap, encoder=encoder, max_tiles=max_tiles),
     )
     # last, so that the table and the summary are there whatever else must be mended
@@ -125,7 +135,9 @@ def completed(arguments: Sequence[str]) -> list[str]:
     checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
     results = Path(checked["paths"]["results"])
     files = {"--cohort": results / "cohort.tsv", "--summary": results / "check.txt", "--tiles": results / "tiles"}
-    written = ["--threads", str(THREADS), *(str(part) for pair in files.items() for part in pair)]
+    stalled = str(checked["slide"]["stalled_after_s"])
+    written = ["--threads", str(THREADS), "--stalled-after-s", stalled]
+    written += [str(part) for pair in files.items() for part in pair]
     return ["check", *shlex.split(stage_flags.flags(checked, "check")), *written]
 
 

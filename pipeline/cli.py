@@ -70,7 +70,12 @@ def heatmap(
 
     def work(unreadable: SlideError | None = None) -> None:
         from pipeline import heatmap as stage
+        from pipeline import store
+        from pipeline.fingerprint import UNREADABLE, require
 
+        known = store.read_attributes(attention)["fingerprint"]
+        if unreadable is None and known != UNREADABLE:  # else the picture would show another slide's pixels
+            require(slide, known)
         stage.run(
             slide,
             attention=attention,

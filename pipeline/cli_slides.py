@@ -46,6 +46,7 @@ def tile(
     slide: SlideFile,
     *,
     slide_id: SlideId,
+    planned: Annotated[str | None, Option(help="The slide's fingerprint when the run was planned.")] = None,
     tiles: Annotated[Path, Option(help="Tiles artefact to write.")],
     tissue: Annotated[Path, Option(help="GeoJSON of the tissue to write.")],
     preview: Annotated[Path, Option(help="JPEG of tissue and tiles to write.")],
@@ -76,10 +77,12 @@ def tile(
     def work() -> None:
         from pipeline import tile as stage
         from pipeline.cohort import Drawn
-        from pipeline.fingerprint import fingerprint
+        from pipeline.fingerprint import fingerprint, require
         from pipeline.quality import QualityOptions
         from pipeline.tissue import TissueOptions
 
+        if planned is not None:
+            require(slide, planned)
         stage.run(
             slide,
             slide_id=slide_id,
@@ -205,7 +208,7 @@ def _recorded(context: typer.Context) -> dict[str, Any]:
     options = {
         name: value
         for name, value in context.params.items()
-        if not isinstance(value, Path) and name != "stalled_after_s"
+        if not isinstance(value, Path) and name not in {"stalled_after_s", "planned"}
     }
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in options.items()} | {
         name: Path(value).name for name, value in options.items() if name == "weights" and value

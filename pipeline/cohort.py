@@ -337,6 +337,11 @@ def cohort_digest(cohort: Cohort, fingerprints: Mapping[str, str]) -> str:
     return digest([rows, {slide: _plain(override) for slide, override in cohort.skipped.items()}])
 
 
+def given_digest(cohort: Cohort) -> str:
+    """Give a digest of what the user said of the slides, without their content."""
+    return cohort_digest(cohort, dict.fromkeys(cohort.slides, ""))
+
+
 def drawn_digest(drawn: Drawn | None) -> str:
     """Give a digest of the content of what was drawn for a slide; empty where nothing was."""
     files = [] if drawn is None else [drawn.tissue, drawn.roi]

@@ -16,6 +16,7 @@ from pipeline.encoders import Encoder
 from pipeline.encoders.registry import WEIGHTS_FOLDER
 from pipeline.encoding import encode
 from pipeline.errors import ArtefactError, ConfigError, SlideError
+from pipeline.fingerprint import require
 from pipeline.slide import Slide, open_slide
 from pipeline.versions import STAGE_VERSIONS
 
@@ -113,6 +114,8 @@ def run(
             found["bound_by"],
         )
     except SlideError as caught:
+        if caught is not error:
+            require(slide_path, placed.attributes["fingerprint"])
         error = caught
         log.warning("%s: %s; %s.", slide_id, caught.reason, caught.remedy)
     attributes = store.stage_attributes(

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.errors import PipelineError
 from pipeline.formats import companions
 
 PIECE = 64 * 1024
@@ -44,6 +45,32 @@ def fingerprint(path: Path) -> str:
         raise
     except OSError:
         return UNREADABLE
+
+
+def gone(path: Path) -> PipelineError:
+    """Give the error for a slide that is not there any more."""
+    return PipelineError(
+        f"{path} disappeared after the run was planned; put it back, or run the same command again, which goes on"
+        " without it"
+    )
+
+
+def require(path: Path, expected: str) -> None:
+    """Look that a slide is still the file that is meant: what failed on another one says nothing about it.
+
+    Raises
+    ------
+    PipelineError
+        If it is gone, or its fingerprint is no longer `expected`.
+    """
+    try:
+        found = fingerprint(path)
+    except FileNotFoundError as error:
+        raise gone(path) from error
+    if found != expected:
+        raise PipelineError(
+            f"{path} changed after the run was planned; run the same command again, which reads it anew"
+        )
 
 
 def _fingerprint(path: Path) -> str:

@@ -13,14 +13,19 @@ import ctypes
 import faulthandler
 import logging
 import os
+import pickle
 import select
 import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import IO, Any, TypeVar
 
 from pipeline.endings import exit_code
 from pipeline.errors import PipelineError, SlideError
@@ -40,6 +45,9 @@ REAP_S = 10.0
 """How long a killed child may take to end; one that hangs in the kernel is left behind."""
 
 PR_SET_PDEATHSIG = 1
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,110 @@ def run(
             f"the job {first} but the slide can be read: the encoder or the installation is the cause; run the same"
             " command again, and if it stays, try another version of torch or its driver"
         )
+
+
+def each(
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    *,
+    failed: Callable[[Item, SlideError], Result],
+    threads: int,
+    stalled_after_s: float,
+) -> list[Result]:
+    """Do a little work on each of many slides, in one child as long as none of them crashes or stalls it.
+
+    A process a slide would cost more than the work. The child says in a file what it begins and what came out; when it
+    crashes or stalls, what it had begun and not ended is tried once more, each item in a child of its own, and the rest
+    goes on in a new one.
+
+    Parameters
+    ----------
+    items
+        What `work` takes.
+    work
+        Called with each item, on `threads` threads; what it returns can be pickled.
+    failed
+        Gives the result of an item whose work crashes or stalls.
+    stalled_after_s
+        Seconds in which nothing is begun or ended after which the child is taken to hang.
+
+    Returns
+    -------
+    A result an item.
+
+    Raises
+    ------
+    PipelineError
+        If a child crashes before it begins with an item.
+    SystemExit
+        With a child's code, if `work` raises.
+    """
+    if not _State.enabled:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, items))
+    results: dict[int, Result] = {}
+    while left := [number for number in range(len(items)) if number not in results]:
+        outcome, begun = _some_of(items, left, work, results, threads=threads, stalled_after_s=stalled_after_s)
+        if not outcome.is_fault:
+            _pass_on(outcome)
+            continue
+        if not begun:
+            raise PipelineError(f"the job {outcome} before it opened a slide; the installation is the cause")
+        log.warning("the reader %s; %d slide(s) are tried again, one by one", outcome, len(begun))
+        for number in begun:
+            outcome, _ = _some_of(items, [number], work, results, threads=1, stalled_after_s=stalled_after_s)
+            if outcome.is_fault:
+                results[number] = failed(items[number], _explained(outcome, stalled_after_s))
+            else:
+                _pass_on(outcome)
+    return [results[number] for number in range(len(items))]
+
+
+def _some_of(
+    items: Sequence[Item],
+    numbers: Sequence[int],
+    work: Callable[[Item], Result],
+    results: dict[int, Result],
+    *,
+    threads: int,
+    stalled_after_s: float,
+) -> tuple[Outcome, list[int]]:
+    """Do some of the items in a child and add their results; give those that were begun and not ended, too."""
+    with tempfile.TemporaryFile() as notes:
+        lock = threading.Lock()
+
+        def note(*record: object) -> None:
+            with lock:
+                pickle.dump(record, notes)
+                notes.flush()
+            progress()
+
+        def one(number: int) -> None:
+            note(number)
+            note(number, work(items[number]))
+
+        def all_of() -> None:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(one, numbers):
+                    pass
+
+        outcome = attempt(all_of, stalled_after_s=stalled_after_s)
+        notes.seek(0)
+        begun = set()
+        for number, *result in _records(notes):
+            begun.add(number)
+            if result:
+                results[number] = result[0]
+    return outcome, sorted(begun - results.keys())
+
+
+def _records(notes: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """Read what a child noted; the last record of one that crashed may be cut."""
+    while True:
+        try:
+            yield pickle.load(notes)  # noqa: S301 - written by this program's own child, in a file without a name
+        except (EOFError, pickle.UnpicklingError):
+            return
 
 
 def attempt(work: Callable[[], object], *, stalled_after_s: float) -> Outcome:

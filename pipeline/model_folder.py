@@ -175,7 +175,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{folder}: its model.json is missing or damaged ({error}); train again") from error
     if found.get("schema_version") != SCHEMA_VERSION:
         raise ArtefactError(
-            f"{folder}: schema version {found.get('schema_version')}, {SCHEMA_VERSION} is needed; train again"
+            f"{folder}: made by another version of asmil-wsi (schema version {found.get('schema_version')}, this one"
+            f" reads {SCHEMA_VERSION}); delete the folder and train again"
         )
     return found
 

@@ -29,6 +29,8 @@ from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS
 CHUNK_ROWS = 4096
 """Rows of a chunk: 6 MiB of 768 float16 features, a read small enough to stream and large enough to be sequential."""
 
+AGAIN = "run python -m pipeline verify --repair and then the workflow, which makes it anew"
+
 OK, QUARANTINED = "ok", "quarantined"
 
 
@@ -280,7 +282,9 @@ def _open(path: Path) -> Iterator[zarr.Group]:
 def _check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
     found = attributes.get("schema_version")
     if found != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
         raise ArtefactError(
-            f"{path}: schema version {found}, this version of asmil-wsi reads {SCHEMA_VERSION}; "
-            "delete it and run the workflow again"
+            f"{path}: made by {'a newer' if newer else 'another'} version of asmil-wsi (schema version {found},"
+            f" this one reads {SCHEMA_VERSION}); "
+            + ("install that version, or give paths.results another folder" if newer else AGAIN)
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline import store
 from pipeline.cohort import Drawn
 from pipeline.errors import SlideError
+from pipeline.fingerprint import require
 from pipeline.flags import FLAGS
 from pipeline.geojson import read_geojson, to_geojson
 from pipeline.grid import place_tiles, tile_shares
@@ -224,6 +225,7 @@ def run(
             attributes["overview_hash"] = overview_hash(overview, tiling.mask)
             attributes["drawn"] = [name for name in ("tissue", "roi") if getattr(drawn, name) is not None]
     except SlideError as error:
+        require(slide_path, fingerprint)
         write_quarantined(
             error,
             slide_id=slide_id,

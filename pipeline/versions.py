@@ -25,6 +25,11 @@ STAGE_VERSIONS: dict[str, int] = {
 }
 
 
+def artefact_version(stage: str) -> str:
+    """Give what the workflow watches of a stage: an artefact of another layout is made again, too."""
+    return f"{SCHEMA_VERSION}.{STAGE_VERSIONS[stage]}"
+
+
 def library_versions() -> dict[str, str]:
     """Give the versions of what results depend on."""
     from importlib import metadata

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from pipeline.fingerprint import UNREADABLE
+from pipeline.fingerprint import UNREADABLE, fingerprint
 from tests.slides import slide_with_tissue, write_svs
 
 TILE = "--patch-px 224 --target-mpp 0.5 --overlap 0 --min-tissue 0.2 --tissue-method otsu --tissue-threshold 0.04"
@@ -149,3 +149,62 @@ def wait_for(condition: "object") -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+CHECK = """
+import os, sys, ctypes, time, openslide
+from pathlib import Path
+import pipeline.check, pipeline.isolation
+from pipeline.cohort import Cohort
+from pipeline.discovery import discover
+begin = openslide.OpenSlide.__init__
+def faulty(self, path):
+    name = Path(path).stem
+    if name.startswith("crash"):
+        ctypes.string_at(0)
+    if name.startswith("hang"):
+        time.sleep(999)
+    begin(self, path)
+openslide.OpenSlide.__init__ = faulty
+pipeline.isolation.enable()
+rows = pipeline.check.look(
+    Cohort(discover(Path(sys.argv[1]))[0], {}), default_mpp=None, mpp_from_objective=False, threads=4, stalled_after_s=2
+)
+for row in rows:
+    print(row.slide_id, row.status, row.reason, sep="|")
+"""
+
+
+def test_a_slide_that_crashes_or_hangs_the_check_costs_its_own_row_alone(slide: Path) -> None:
+    for name in ("b", "c", "crash 1", "crash 2", "hang", "z"):
+        (slide.parent / f"{name}.svs").write_bytes(slide.read_bytes())
+    (slide.parent / "damaged.svs").write_bytes(slide.read_bytes()[:5000])
+    ran = run([sys.executable, "-c", CHECK, str(slide.parent)])
+    assert ran.returncode == 0, ran.stderr
+    rows = {row.split("|")[0]: row.split("|")[1:] for row in ran.stdout.splitlines()}
+    assert [name for name, (status, _) in rows.items() if status == store.OK] == ["a", "b", "c", "z"]
+    assert rows["crash 1"] == rows["crash 2"] == [store.QUARANTINED, "the reader crashed (SIGSEGV) on it, twice"]
+    assert "stalled: nothing came for 2 s" in rows["hang"][1]
+    assert "cut short" in rows["damaged"][1]
+
+
+def test_a_slide_that_disappears_before_it_is_tiled_fails_its_job_and_is_no_quarantine(slide: Path) -> None:
+    planned = fingerprint(slide)
+    slide.rename(slide.with_suffix(".away"))
+    ran = run(tile(slide, "--planned", planned))
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith(f"Error: {slide} disappeared after the run was planned; put it back")
+    slide.write_bytes(slide.with_suffix(".away").read_bytes()[:5000])
+    ran = run(tile(slide, "--planned", planned))
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith(f"Error: {slide} changed after the run was planned")
+    assert not list(slide.parent.glob("a.zarr.zip*"))
+
+
+def test_a_slide_that_disappears_before_it_is_embedded_fails_its_job_and_is_no_quarantine(slide: Path) -> None:
+    assert run(tile(slide)).returncode == 0
+    slide.unlink()
+    ran = run(embed(slide))
+    assert ran.returncode == 1
+    assert "disappeared after the run was planned" in ran.stderr.splitlines()[-1]
+    assert not (slide.parent / "bag.zarr.zip").exists()

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline import store
 from pipeline.cohort import Drawn
 from pipeline.errors import SlideError
+from pipeline.fingerprint import fingerprint
 from pipeline.flags import FLAGS
 from pipeline.geojson import from_geojson
 from pipeline.grid import place_tiles
@@ -44,7 +45,7 @@ def tile(path: Path, folder: Path, **changes: Any) -> store.Artefact:
     run(
         path,
         slide_id="case 1__ä",
-        fingerprint="f",
+        fingerprint=fingerprint(path),
         tiles=folder / "a.zarr.zip",
         tissue=folder / "a.geojson",
         preview=folder / "a.jpg",
@@ -79,7 +80,7 @@ def test_attributes_say_how_the_tiles_are_read(slide_path: Path, tmp_path: Path)
     expected = {
         "stage": "tile",
         "slide_id": "case 1__ä",
-        "fingerprint": "f",
+        "fingerprint": fingerprint(slide_path),
         "parameters": {"a": 1},
         "width": 1600,
         "height": 1000,

@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings, stage_flags
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
-from pipeline.versions import STAGE_VERSIONS
+from pipeline.versions import artefact_version
 
 
 def stop(error):

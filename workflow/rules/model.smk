@@ -16,7 +16,7 @@ rule split:
         mem_mb=memory_of("split"),
         runtime=minutes_of("split"),
     params:
-        version=STAGE_VERSIONS["split"],
+        version=artefact_version("split"),
         labels=labels_digest,
         given=settings.given_digest(SETTINGS),
         flags=flags("split"),
@@ -47,7 +47,7 @@ rule train:
         # a resource and not a parameter: another cache trains nothing again
         cache_mb=settings.cache_mb(SETTINGS),
     params:
-        version=STAGE_VERSIONS["train"],
+        version=artefact_version("train"),
         flags=flags("train"),
         bags=RESULTS / "bags",
         folder=lambda wildcards, output: Path(output.model).parent,
@@ -84,7 +84,7 @@ rule compare:
         mem_mb=memory_of("compare"),
         runtime=minutes_of("compare"),
     params:
-        version=STAGE_VERSIONS["compare"],
+        version=artefact_version("compare"),
         bags=RESULTS / "bags",
         models=lambda wildcards, output: Path(output.predictions).parent,
     shell:
@@ -125,7 +125,7 @@ rule predict:
         mem_mb=memory_of("predict"),
         runtime=minutes_of("predict"),
     params:
-        version=STAGE_VERSIONS["predict"],
+        version=artefact_version("predict"),
         flags=flags("predict"),
         splits=RESULTS / "model" / "splits.csv",
         models=RESULTS / "model",

@@ -24,7 +24,7 @@ rule heatmap:
         runtime=minutes_of("heatmap"),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
-        version=STAGE_VERSIONS["heatmap"],
+        version=artefact_version("heatmap"),
         flags=flags("heatmap"),
     shell:
         "python -m pipeline heatmap {input.slide:q} --attention {input.attention:q} --tiles {input.tiles:q}"
@@ -70,7 +70,7 @@ rule report:
         mem_mb=memory_of("report"),
         runtime=minutes_of("report"),
     params:
-        version=STAGE_VERSIONS["report"],
+        version=artefact_version("report"),
         flags=flags("report"),
         results=RESULTS,
         reports=REPORTS,

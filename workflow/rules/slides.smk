@@ -18,13 +18,15 @@ rule check:
     resources:
         mem_mb=memory_of("check"),
         runtime=minutes_of("check"),
+        stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
-        version=STAGE_VERSIONS["check"],
+        version=artefact_version("check"),
         cohort=cohort_digest,
+        given=cohorts.given_digest(COHORT),
         flags=flags("check"),
     shell:
         "python -m pipeline check --cohort {output.checked:q} --summary {output.summary:q} --threads {threads}"
-        " {params.flags} 2> {log:q}"
+        " --given {params.given} --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 
 
 rule tile:
@@ -44,13 +46,13 @@ rule tile:
         runtime=minutes_of("tile"),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
-        version=STAGE_VERSIONS["tile"],
+        version=artefact_version("tile"),
         fingerprint=slide_print,
         drawn=drawn_digest,
         flags=flags("tile"),
     shell:
         "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
-        " --tissue {output.tissue:q} --preview {output.preview:q}"
+        " --planned {params.fingerprint} --tissue {output.tissue:q} --preview {output.preview:q}"
         " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 
 
@@ -91,7 +93,7 @@ rule embed:
         speed=settings.embed_speed(SETTINGS),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
-        version=STAGE_VERSIONS["embed"],
+        version=artefact_version("embed"),
         fingerprint=slide_print,
         weights=settings.weights_print(SETTINGS),
         flags=flags("embed"),
