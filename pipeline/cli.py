@@ -18,7 +18,7 @@ from pipeline.cli_models import add_model_commands
 from pipeline.cli_predict import add_predict_commands
 from pipeline.cli_slides import add_slide_commands
 from pipeline.endings import exit_code
-from pipeline.errors import SlideError
+from pipeline.errors import PipelineError, SlideError
 from pipeline.options import (
     STALLED_AFTER_S,
     DefaultMpp,
@@ -166,6 +166,22 @@ def verify(
     from pipeline import verify as stage
 
     stage.run(results, reports, repair=repair)
+
+
+@app.command()
+def same(
+    first: Annotated[Path, Argument(help="Folder of a study that was run.", show_default=False)],
+    second: Annotated[Path, Argument(help="Folder of the other.", show_default=False)],
+) -> None:
+    """Tell whether two runs gave the same results and reports, but for speeds and logs."""
+    from pipeline import same_runs
+
+    different = same_runs.differences(first, second)
+    for line in different:
+        typer.echo(line)
+    if different:
+        raise PipelineError(f"the runs in {first} and {second} differ in {len(different)} file(s), named above")
+    typer.echo("the same")
 
 
 @app.command()

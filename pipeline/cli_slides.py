@@ -205,10 +205,9 @@ def embed(
 
 def _recorded(context: typer.Context) -> dict[str, Any]:
     """Give a command's options as the artefact records them: without paths and limits, which differ by machine."""
+    of_machine = {"stalled_after_s", "planned", "threads", "gpus"}
     options = {
-        name: value
-        for name, value in context.params.items()
-        if not isinstance(value, Path) and name not in {"stalled_after_s", "planned"}
+        name: value for name, value in context.params.items() if not isinstance(value, Path) and name not in of_machine
     }
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in options.items()} | {
         name: Path(value).name for name, value in options.items() if name == "weights" and value

@@ -18,7 +18,7 @@ from pipeline.encoding import encode
 from pipeline.errors import ArtefactError, ConfigError, SlideError
 from pipeline.fingerprint import require
 from pipeline.slide import Slide, open_slide
-from pipeline.versions import STAGE_VERSIONS
+from pipeline.versions import STAGE_VERSIONS, library_versions
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ def run(
         error=error,
         **found,
         parameters=parameters,
+        versions=library_versions(),
     )
     store.write(bag, arrays, attributes)
     if chunks is not None:

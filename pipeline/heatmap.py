@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.maps import Attention, Style, further
 from pipeline.outline import to_qupath
 from pipeline.sheet import View, draw_placeholder, draw_sheet, panel_layout
 from pipeline.slide import Slide, open_slide
+from pipeline.versions import made_by
 
 logger = logging.getLogger(__name__)
 
@@ -86,23 +87,24 @@ def run(
     if private is not None:
         hashed = pseudonyms.load(private)
         shown, told = pseudonyms.masked_page(artefact.attributes, hashed, slide_path)
+    made = _made_by(artefact.attributes, colormap=colormap, opacity=opacity, private=private is not None)
     if error is None:
         values = maps.load(store.read(attention), None if tiles is None else store.read(tiles))
         values = replace(values, attributes=shown)
         style = Style(colormap, opacity, min(top_patches, MOST_SPECIMENS))
-        write_geojson(geojson, values)
+        write_geojson(geojson, values, made=made)
         try:
             if unreadable is not None:
                 raise unreadable
             with open_slide(
                 slide_path, mpp=mpp, default_mpp=default_mpp, mpp_from_objective=mpp_from_objective
             ) as slide:
-                _draw(page, slide, values, style, view)
+                _draw(page, slide, values, style, view, made)
         except SlideError as failure:
             logger.warning("%s: %s", slide_path.name, failure)
             error, page = failure, Page(width_px)
     else:
-        store.write_text(geojson, _collection([]))
+        store.write_text(geojson, _collection([], made))
     if error is not None:
         # a slide whose reader crashed or hung is not opened once more for a thumbnail
         closed = unreadable is not None or artefact.attributes["fingerprint"] == UNREADABLE
@@ -115,13 +117,29 @@ def run(
             thumbnail=thumbnail,
         )
         if view is not None:
-            views.write_without(view, thumbnail)
+            views.write_without(view, thumbnail, made_by=made)
     with store.replacing(png) as part:
-        page.save_png(part)
+        page.save_png(part, made_by=made)
     logger.info("%s: page of %d x %d px", artefact.attributes["slide_id"], *page.image.size)
 
 
-def _draw(page: Page, slide: Slide, attention: Attention, style: Style, view_file: Path | None) -> None:
+def _made_by(attributes: Mapping[str, Any], *, private: bool, **style: object) -> dict[str, object]:
+    """Say what made a picture: versions, the file, the encoder, the models, and how it is drawn."""
+    known = ("encoder", "weights_sha256", "folds", "models_sha256")
+    origin = {name: attributes[name] for name in known if name in attributes}
+    # who has a slide file could find its page by the file's hash, where names are hidden
+    named = {} if private else {"fingerprint": attributes["fingerprint"]}
+    return made_by("heatmap", **named, **origin, parameters=style)
+
+
+def _draw(
+    page: Page,
+    slide: Slide,
+    attention: Attention,
+    style: Style,
+    view_file: Path | None,
+    made: Mapping[str, object],
+) -> None:
     attributes = attention.attributes
     x, y, width, height = attributes.get("bounds") or (0, 0, slide.width, slide.height)
     layout = panel_layout(page, width=width, height=height, further=len(further(attention)))
@@ -145,7 +163,7 @@ def _draw(page: Page, slide: Slide, attention: Attention, style: Style, view_fil
     shown = specimens.named(most, least, pixels)
     draw_sheet(attention, view.shrunk(layout.size), layout=layout, shown=shown, most=len(most), page=page, style=style)
     if view_file is not None:
-        views.write(view_file, attention, view, shown=shown, style=style)
+        views.write(view_file, attention, view, shown=shown, style=style, made_by=made)
 
 
 def read_thumbnail(
@@ -174,8 +192,8 @@ def placeholder_thumbnail(slide_path: Path, page: Page) -> NDArray[np.uint8] | N
         return None
 
 
-def write_geojson(path: Path, attention: Attention) -> None:
-    """Write a QuPath tile object a tile, unclassified, with its attention as measurements.
+def write_geojson(path: Path, attention: Attention, *, made: Mapping[str, object]) -> None:
+    """Write a QuPath tile object a tile, unclassified, with its attention as measurements, and what made it.
 
     Corners are level-0 px in QuPath's frame (`outline.to_qupath`), rounded; a 25,000-tile slide takes about 6 MB.
     QuPath 0.4 and later read measurements as an object.
@@ -192,7 +210,7 @@ def write_geojson(path: Path, attention: Attention) -> None:
             low.tolist(), high.tolist(), zip(*measured.values(), strict=True), strict=True
         )
     ]
-    store.write_text(path, _collection(features))
+    store.write_text(path, _collection(features, made))
 
 
 def measurements(attention: Attention) -> dict[str, list[float]]:
@@ -210,5 +228,5 @@ def measurements(attention: Attention) -> dict[str, list[float]]:
     return {name.replace("%", "%%"): values.tolist() for name, values in found.items()}
 
 
-def _collection(features: Sequence[str]) -> str:
-    return '{"type":"FeatureCollection","features":[' + ",\n".join(features) + "]}\n"
+def _collection(features: Sequence[str], made: Mapping[str, object]) -> str:
+    return '{"type":"FeatureCollection","features":[' + ",\n".join(features) + f'],"made_by":{json.dumps(made)}}}\n'

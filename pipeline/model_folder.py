@@ -20,7 +20,7 @@ from pipeline.calibration import choose_thresholds, softmax
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.outliers import Outliers
 from pipeline.tasks import CLASSIFICATION
-from pipeline.versions import SCHEMA_VERSION, __version__, library_versions
+from pipeline.versions import SCHEMA_VERSION, library_versions, made_by
 
 __all__ = ["MODELS", "ModelFolder", "build_model", "load_model"]
 
@@ -128,7 +128,7 @@ class ModelFolder:
             save_file({name: tensor.contiguous() for name, tensor in (result.anchor_state or {}).items()}, part)
         description = {
             "schema_version": SCHEMA_VERSION,
-            "asmil_wsi": __version__,
+            **made_by("train"),
             "model": self.name,
             "options": self.options,
             "task": self.task,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.checksums import sha256_of
-from pipeline.versions import SCHEMA_VERSION
+from pipeline.versions import SCHEMA_VERSION, __version__
 
 PARTS = ("model.json", "weights.safetensors")
 
@@ -25,5 +25,10 @@ def write(folder: Path, *, folds: int, splits: Path, index: Path) -> None:
     models = {
         f"fold-{fold}": {part: sha256_of(folder / f"fold-{fold}" / part) for part in PARTS} for fold in range(folds)
     }
-    content = {"schema_version": SCHEMA_VERSION, "splits": sha256_of(splits), "models": models}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "asmil_wsi": __version__,
+        "splits": sha256_of(splits),
+        "models": models,
+    }
     store.write_text(index, json.dumps(content, indent=1) + "\n")

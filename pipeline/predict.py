@@ -14,6 +14,7 @@ from asmil.inference import Prediction, evidence, predict
 from asmil.stability import agreement
 from pipeline import outcomes, store
 from pipeline.calibration import softmax
+from pipeline.checksums import sha256_of
 from pipeline.decision import DecisionOptions, decide
 from pipeline.errors import ArtefactError
 from pipeline.faithfulness import deletion
@@ -115,6 +116,7 @@ def run(
             folds = unseen(folds, models=models, attributes=stored.attributes)
         folders = [models / f"fold-{fold}" for fold in folds]
         found |= {"task": read_description(folders[0])["task"], "folds": folds, "source": source}
+        found["models_sha256"] = [sha256_of(folder / "weights.safetensors") for folder in folders]
     if stored.ok and found["task"] != CLASSIFICATION:
         arrays, attributes = outcomes.predict(stored, folders, device=device)
         found |= attributes

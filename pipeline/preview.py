@@ -1,9 +1,11 @@
 """Draw a slide's tissue and tiles for people to check at a glance."""
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -121,12 +123,21 @@ def draw_placeholder(
     return _compose(overview, title=slide_id, legend=[], notes=notes, um_per_px=None)
 
 
-def save_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a JPEG under its name only when it is complete."""
+def write_pictures(
+    preview: Path,
+    picture: NDArray[np.uint8],
+    tissue: Path,
+    outline: Mapping[str, Any],
+    *,
+    made_by: Mapping[str, object],
+) -> None:
+    """Write what people look at, a JPEG and the tissue's outline as GeoJSON; both say what made them."""
     buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=88, optimize=True)
-    with store.replacing(path) as part:
+    comment = json.dumps({"made_by": made_by})
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=88, optimize=True, comment=comment)
+    with store.replacing(preview) as part:
         part.write_bytes(buffer.getvalue())
+    store.write_text(tissue, json.dumps({**outline, "made_by": made_by}))
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont:

@@ -3,6 +3,7 @@
 Importing this module is cheap: the workflow does so to print its closing words.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from pipeline import tables
 from pipeline.errors import PipelineError
 from pipeline.flags import FLAGS
 from pipeline.tasks import CLASSIFICATION, HEADLINE, task_of
+from pipeline.versions import made_by
 
 if TYPE_CHECKING:
     from pipeline.evaluation import SlideResult
@@ -82,7 +84,8 @@ def run(
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
     store.write_text(reports / "quality.tsv", quality_table(slides))
-    figures = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    made = made_by("report", parameters={**dataclasses.asdict(interval), "models": list(models)})
+    figures = json.dumps({**metrics, "made_by": made}, indent=2, allow_nan=False) + "\n"
     store.write_text(reports / "metrics.json", figures)
     if any(trained.glob("fold-*/model.json")):
         card = model_card.render(

@@ -12,16 +12,36 @@ from typing import Any
 
 from pipeline import cohort as cohorts
 from pipeline import store
+from pipeline.checksums import sha256_of
 from pipeline.cohort import Cohort
 from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS, __version__
 
 NAME = "run.json"
 
 
+OUTPUTS = {
+    "reports": ("predictions.csv", "metrics.json", "quarantine.tsv", "quality.tsv", "index.html"),
+    "results": ("check.tsv", "cohort.tsv", "model/splits.csv", "model/models.json", "model/model_card.md"),
+}
+"""Tables and pages of the whole cohort, which cannot all say themselves what made them."""
+
+
+def outputs(*, results: Path, reports: Path) -> dict[str, str]:
+    """Give the SHA-256 of a finished run's tables and pages by name, so that a copy is known to be of this run."""
+    folders = {"results": results, "reports": reports}
+    files = {f"{of}/{name}": folders[of] / name for of, names in OUTPUTS.items() for name in names}
+    return {name: sha256_of(path) for name, path in files.items() if path.exists()}
+
+
 def describe(
-    config: Mapping[str, Any], cohort: Cohort, fingerprints: Mapping[str, str], *, weights: str
+    config: Mapping[str, Any],
+    cohort: Cohort,
+    fingerprints: Mapping[str, str],
+    *,
+    weights: str,
+    outputs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Describe a run by its inputs.
+    """Describe a run by its inputs, and what it wrote by checksums.
 
     Parameters
     ----------
@@ -33,6 +53,8 @@ def describe(
         Of the slides, by slide id.
     weights
         Fingerprint of the encoder's weights; empty where it has none.
+    outputs
+        SHA-256 of files that it wrote, by name.
 
     Returns
     -------
@@ -62,6 +84,7 @@ def describe(
             "drawn": {slide: cohorts.drawn_digest(drawn) for slide, drawn in sorted(cohort.drawn.items())},
             "weights": weights,
         },
+        "outputs": dict(outputs),
     }
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline import checksums
 from pipeline.errors import ArtefactError, SlideError
-from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS
+from pipeline.versions import SCHEMA_VERSION, made_by
 
 CHUNK_ROWS = 4096
 """Rows of a chunk: 6 MiB of 768 float16 features, a read small enough to stream and large enough to be sequential."""
@@ -43,8 +43,8 @@ class Artefact:
     arrays
         Arrays by name; the first axis of each is the tile or instance.
     attributes
-        `schema_version`, `stage`, `stage_version`, `slide_id`, `fingerprint`, `status`, `reason`, `remedy`, and the
-        stage's own.
+        `schema_version`, `asmil_wsi`, `stage`, `stage_version`, `slide_id`, `fingerprint`, `status`, `reason`,
+        `remedy`, and the stage's own.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -150,8 +150,7 @@ def stage_attributes(
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "stage": stage,
-        "stage_version": STAGE_VERSIONS[stage],
+        **made_by(stage),
         "slide_id": slide_id,
         "fingerprint": fingerprint,
         "status": QUARANTINED if error else OK,
@@ -162,7 +161,8 @@ def stage_attributes(
 
 
 _OWN = frozenset(
-    {"schema_version", "stage", "stage_version", "slide_id", "fingerprint", "status", "reason", "remedy", "parameters"}
+    {"schema_version", "asmil_wsi", "stage", "stage_version", "slide_id", "fingerprint", "status", "reason", "remedy"}
+    | {"parameters"}
 )
 
 

@@ -1,6 +1,5 @@
 """The tile stage: find tissue on a slide and place tiles on it."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pipeline.flags import FLAGS
 from pipeline.geojson import read_geojson, to_geojson
 from pipeline.grid import place_tiles, tile_shares
 from pipeline.look_alikes import overview_hash
-from pipeline.preview import draw_placeholder, draw_preview, preview_mpp, save_jpeg
+from pipeline.preview import draw_placeholder, draw_preview, preview_mpp, write_pictures
 from pipeline.quality import (
     FOCUS_MPP,
     FOCUS_WINDOW_PX,
@@ -31,6 +30,7 @@ from pipeline.quality import (
 )
 from pipeline.slide import ReadPlan, Slide, open_slide, read_plan
 from pipeline.tissue import Overview, TissueOptions, find_tissue, look_at
+from pipeline.versions import made_by
 
 LOG = logging.getLogger(__name__)
 
@@ -237,8 +237,8 @@ def run(
             overview=overview,
         )
         return
-    save_jpeg(preview, picture)
-    store.write_text(tissue, json.dumps(outline))
+    made = made_by("tile", fingerprint=fingerprint, parameters=attributes["parameters"])
+    write_pictures(preview, picture, tissue, outline, made_by=made)
     attributes = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, **attributes)
     store.write(tiles, {"coords": tiling.coords, **tiling.shares, **_left_out(tiling.excluded)}, attributes)
     LOG.info(
@@ -279,8 +279,10 @@ def write_quarantined(
     LOG.warning("%s: quarantined: %s", slide_id, error)
     found = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, error=error, **attributes)
     empty = {name: np.empty(0, np.float32) for name in ("tissue", *FLAGS)}
-    save_jpeg(preview, draw_placeholder(slide_id, error, overview=overview))
-    store.write_text(tissue, json.dumps({"type": "FeatureCollection", "features": []}))
+    made = made_by("tile", fingerprint=fingerprint, parameters=attributes.get("parameters", {}))
+    nothing = {"type": "FeatureCollection", "features": []}
+    picture = draw_placeholder(slide_id, error, overview=overview)
+    write_pictures(preview, picture, tissue, nothing, made_by=made)
     store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty, **_left_out({})}, found)
 
 

@@ -14,20 +14,25 @@ SCHEMA_VERSION = 1
 
 STAGE_VERSIONS: dict[str, int] = {
     "check": 1,
-    "tile": 4,
-    "embed": 1,
+    "tile": 5,
+    "embed": 2,
     "split": 1,
-    "train": 3,
+    "train": 4,
     "compare": 1,
-    "predict": 4,
-    "heatmap": 3,
-    "report": 6,
+    "predict": 5,
+    "heatmap": 4,
+    "report": 7,
 }
 
 
 def artefact_version(stage: str) -> str:
     """Give what the workflow watches of a stage: an artefact of another layout is made again, too."""
     return f"{SCHEMA_VERSION}.{STAGE_VERSIONS[stage]}"
+
+
+def made_by(stage: str, **more: object) -> dict[str, object]:
+    """Say what made a file: this program, its stage and their versions, and `more` of what it was made from."""
+    return {"asmil_wsi": __version__, "stage": stage, "stage_version": STAGE_VERSIONS[stage], **more}
 
 
 def library_versions() -> dict[str, str]:

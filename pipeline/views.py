@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ CLEAR, HATCHED, CROSSED, FIRST_COLOUR = 0, 1, 2, 3
 """Colours of a layer's picture: nothing, the lines over tiles left out, those over unreadable ones, then the map's."""
 
 
-def write(path: Path, attention: Attention, view: View, *, shown: list[Specimen], style: Style) -> None:
+def write(
+    path: Path,
+    attention: Attention,
+    view: View,
+    *,
+    shown: list[Specimen],
+    style: Style,
+    made_by: Mapping[str, object],
+) -> None:
     """Write the viewer's file of a usable slide.
 
     Parameters
@@ -31,6 +40,8 @@ def write(path: Path, attention: Attention, view: View, *, shown: list[Specimen]
         The slide at the viewer's resolution.
     shown
         Patches whose places are marked.
+    made_by
+        What the file was made by and from.
     """
     main = Layer("Attention", attention.percentile, style.colormap, "least attended", "most attended")
     height, width = view.thumbnail.shape[:2]
@@ -50,13 +61,16 @@ def write(path: Path, attention: Attention, view: View, *, shown: list[Specimen]
             for one in shown
         ],
         "left_out": attention.left_out.counts(),
+        "made_by": made_by,
     }
     store.write_text(path, json.dumps(found))
 
 
-def write_without(path: Path, thumbnail: NDArray[np.uint8] | None) -> None:
+def write_without(path: Path, thumbnail: NDArray[np.uint8] | None, *, made_by: Mapping[str, object]) -> None:
     """Write the file of a slide that was not analysed: how it looks, if it opens."""
-    found = {} if thumbnail is None else {"thumbnail": jpeg(_bounded(thumbnail, THUMBNAIL_PX), THUMBNAIL_QUALITY)}
+    found: dict[str, Any] = {"made_by": made_by}
+    if thumbnail is not None:
+        found["thumbnail"] = jpeg(_bounded(thumbnail, THUMBNAIL_PX), THUMBNAIL_QUALITY)
     store.write_text(path, json.dumps(found))
 
 

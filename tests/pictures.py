@@ -38,4 +38,4 @@ def write_view(path: Path, *, size: tuple[int, int] = (64, 48), seed: int = 0, f
     thumbnail = np.full((height, width, 3), (225, 170, 200), np.uint8)
     view = View(thumbnail, (0, 0, width, height), 0.5)
     style = Style("viridis", 0.5, 1)
-    views.write(path, found, view, shown=[Specimen(0, "1", None)], style=style)
+    views.write(path, found, view, shown=[Specimen(0, "1", None)], style=style, made_by={})

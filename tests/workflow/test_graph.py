@@ -213,6 +213,6 @@ def test_a_run_records_what_it_was_made_of_and_nothing_of_the_machine(finished_r
 
 def test_places_on_this_machine_are_left_out_of_the_record() -> None:
     config = {"seed": 1, "paths": {"slides": "/mnt/slides", "labels": "data/labels.csv"}, "model": ["asmil"]}
-    record = run_record.describe(config, Cohort({}, {}), {}, weights="")
+    record = run_record.describe(config, Cohort({}, {}), {}, weights="", outputs={})
     assert record["config"] == {"seed": 1, "paths": {"labels": "data/labels.csv"}, "model": ["asmil"]}
     assert record["left_out_of_config"] == ["paths.slides"]

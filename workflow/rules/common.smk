@@ -299,7 +299,8 @@ def record_run():
     from pipeline import run_record
 
     prints = {slide: slide_fingerprint(slide) for slide in COHORT.slides}
-    record = run_record.describe(config, COHORT, prints, weights=settings.weights_print(SETTINGS))
+    written = run_record.outputs(results=RESULTS, reports=REPORTS)
+    record = run_record.describe(config, COHORT, prints, weights=settings.weights_print(SETTINGS), outputs=written)
     run_record.write(RESULTS / run_record.NAME, record)
 
 
