@@ -14,7 +14,7 @@ help:
 	@echo "make setup   install the pinned packages into .venv"
 	@echo "make lint    ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make bench   the quick benchmarks"
-	@echo "make clean   remove what the demo and the tests made (never data/, results/ or reports/)"
+	@echo "make clean   remove what the demo and the tests made, by checksum (never data/, results/ or reports/)"
 
 setup: $(READY)
 
@@ -44,4 +44,6 @@ bench: setup
 	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
 clean:
-	rm -rf demo/data demo/results demo/reports demo/truth demo/truth.csv demo/.snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipeline demo demo --remove; \
+	elif [ -e demo/demo.json ]; then echo "demo/ stays: run make setup, as removing it needs the program, and make clean again"; fi
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -191,11 +191,29 @@ def demo(
     slides: Annotated[int, Option(min=4, help="Labelled slides to draw.")] = 16,
     seed: Seed = 7,
     workers: Annotated[int, Option(min=1, help="Slides drawn at a time.")] = 1,
+    remove: Annotated[bool, Option("--remove", help="Remove the demo and what runs on it made.")] = False,
 ) -> None:
     """Write small synthetic slides with labels, to try the workflow on."""
-    from pipeline.demo import write_demo
+    from pipeline.demo import remove_demo, write_demo
 
-    write_demo(folder, slides=slides, seed=seed, workers=workers)
+    if remove:
+        remove_demo(folder)
+    else:
+        write_demo(folder, slides=slides, seed=seed, workers=workers)
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, Argument(help="Folder of the study.")] = Path(),
+    *,
+    results: Annotated[Path, Option(help="Its folder of results.")] = Path("results"),
+    reports: Annotated[Path, Option(help="Its folder of reports.")] = Path("reports"),
+) -> None:
+    """Remove what runs made in a study, results and reports; what somebody else put there stays and is named."""
+    from pipeline import cleaning
+
+    kept = cleaning.clean(folder, results=results, reports=reports)
+    cleaning.tell(kept, why="no run wrote them, or somebody changed them since")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from pipeline import cleaning
+from pipeline.checksums import sha256_of
 from pipeline.errors import ConfigError
 from pipeline.store import replacing, write_text
 from pipeline.synthetic import MPP, draw_slide
@@ -170,7 +172,7 @@ def write_demo(folder: Path, *, slides: int = 16, seed: int = 7, workers: int = 
     Raises
     ------
     ConfigError
-        If `slides` is below 4 or `side_px` below 640.
+        If `slides` is below 4 or `side_px` below 640, or the folder has labels that are not a demo's.
     """
     if side_px < 640:
         raise ConfigError(f"demo slides of {side_px} px have no room for tissue; ask for 640 px or more")
@@ -189,18 +191,55 @@ def write_demo(folder: Path, *, slides: int = 16, seed: int = 7, workers: int = 
     if before.get("digest") == digest and all(path.is_file() for path in files):
         logger.info("%s: the demo is complete (%d slides), nothing to draw", folder, len(planned))
         return cohort
+    labels = _table(
+        ("slide_id", "label", "patient_id"),
+        ((plan.slide_id, plan.label, plan.patient_id) for plan in planned if plan.labelled),
+    )
+    if cohort.labels.exists() and not before and cohort.labels.read_text(encoding="utf-8") != labels:
+        raise ConfigError(f"{cohort.labels} is not a demo's and would be overwritten; give the demo its own folder")
     started = time.perf_counter()
     (folder / "demo.json").unlink(missing_ok=True)
-    for stale in set(before.get("files", [])) - set(names):
-        (folder / stale).unlink(missing_ok=True)
+    _remove_written(folder, {name: known for name, known in _written(before).items() if name not in names})
     rows = _write_slides(planned, folder, seed=seed, side_px=side_px, workers=workers)
-    _write_table(cohort.truth, ("slide_id", "tumour_share", "tumour_mm2", "tissue_mm2"), rows)
-    labelled = [(plan.slide_id, plan.label, plan.patient_id) for plan in planned if plan.labelled]
-    _write_table(cohort.labels, ("slide_id", "label", "patient_id"), labelled)
-    manifest = {**parameters, "digest": digest, "files": names}
+    write_text(cohort.truth, _table(("slide_id", "tumour_share", "tumour_mm2", "tissue_mm2"), rows))
+    write_text(cohort.labels, labels)
+    manifest = {**parameters, "digest": digest, "files": {name: sha256_of(folder / name) for name in names}}
     write_text(folder / "demo.json", json.dumps(manifest, indent=1) + "\n")
     logger.info("%s: %d slides drawn in %.1f s", folder, len(planned), time.perf_counter() - started)
     return replace(cohort, written=True)
+
+
+def remove_demo(folder: Path) -> None:
+    """Remove a demo's slides, labels and truth, and what runs on them made; say what else was left in the folder.
+
+    A file goes if its bytes are those that were written (`demo.json` has their checksums).
+
+    Raises
+    ------
+    ConfigError
+        If a run works there.
+    """
+    kept = cleaning.clean(folder)
+    manifest = folder / "demo.json"
+    kept += _remove_written(folder, _written(_read_manifest(manifest)))
+    manifest.unlink(missing_ok=True)
+    for place in (folder / "data", folder / "truth"):  # folders that are empty go
+        kept += [path for path in cleaning.remove(place, lambda _: False) if path not in kept]
+    cleaning.tell(kept, why="the demo and its runs did not write them, or somebody changed them since")
+
+
+def _remove_written(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Remove files that are as they were written; give those that are not."""
+    changed = []
+    for name, known in files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            continue
+        if sha256_of(path) == known:
+            path.unlink()
+        else:
+            changed.append(path)
+    return changed
 
 
 def write_svs(path: Path, pixels: NDArray[np.uint8], *, mpp: float, objective: float) -> None:
@@ -322,12 +361,18 @@ def _truth_path(folder: Path, slide_id: str) -> Path:
     return folder / "truth" / f"{slide_id}.geojson"
 
 
-def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def _written(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Give the SHA-256 of each file that an earlier demo wrote."""
+    files = manifest.get("files")
+    return {str(name): str(known) for name, known in files.items()} if isinstance(files, dict) else {}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

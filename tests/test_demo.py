@@ -1,6 +1,7 @@
 """The demo cohort: real Aperio files, a drawn tissue whose truth is known, a structure that folds can be made of."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline.demo import DemoCohort, plan_cohort, slide_stain, write_demo, write_svs
+from pipeline import store
+from pipeline.demo import DemoCohort, plan_cohort, remove_demo, slide_stain, write_demo, write_svs
 from pipeline.errors import ConfigError
 from pipeline.synthetic import Drawing, draw_slide
 from pipeline.synthetic_nuclei import NucleusKind, stamp_nuclei
@@ -289,6 +291,47 @@ def test_smaller_demo_leaves_no_slide_of_the_larger_one(tmp_path: Path) -> None:
     mine.write_bytes(b"")
     cohort = write_demo(tmp_path, slides=4, side_px=640)
     assert set((tmp_path / "data" / "raw").iterdir()) == {*cohort.slides.values(), mine}
+
+
+def test_labels_of_a_users_own_study_are_not_overwritten(tmp_path: Path) -> None:
+    labels = tmp_path / "data" / "labels.csv"
+    labels.parent.mkdir()
+    labels.write_text("slide_id,label\nmine,a\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="would be overwritten; give the demo its own folder"):
+        write_demo(tmp_path, slides=4, side_px=640)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [labels]
+
+
+def test_a_removed_demo_leaves_what_a_user_put_there_and_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cohort = write_demo(tmp_path, slides=4, side_px=640)
+    mine = [tmp_path / "data" / "raw" / "my own.svs", tmp_path / "results" / "notes.txt", tmp_path / "config.yaml"]
+    made = [tmp_path / "results" / "logs" / "tile" / "a.log", tmp_path / ".snakemake" / "log" / "x.log"]
+    made.append(tmp_path / "reports" / "predictions.csv")
+    for path in (*mine, *made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_text(path, "x")
+    cohort.labels.write_text("slide_id,label,patient_id\n", encoding="utf-8")  # the user's own words
+    remove_demo(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*mine, cohort.labels}
+    assert not (tmp_path / "reports").exists()
+    left = {record.getMessage() for record in caplog.records}
+    assert {f"left: {path}" for path in (*mine[:2], cohort.labels)} < left
+    assert sum(message.startswith("left: ") for message in left) == 3
+    remove_demo(tmp_path)  # once more is no error
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*mine, cohort.labels}
+
+
+def test_a_manifest_that_names_a_file_outside_removes_nothing_there(tmp_path: Path) -> None:
+    outside = tmp_path / "precious"
+    outside.write_bytes(b"x")
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    digest = hashlib.sha256(b"x").hexdigest()
+    (folder / "demo.json").write_text(json.dumps({"files": {"../precious": digest, str(outside): digest}}))
+    remove_demo(folder)
+    assert outside.exists()
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"slides": 3}, "3 labelled slides"), ({"side_px": 300}, "300 px")])

@@ -15,6 +15,7 @@ from pipeline import drawing, heatmap, maps, pseudonyms, sheet, specimens, store
 from pipeline.drawing import Page
 from pipeline.errors import SlideError
 from pipeline.slide import open_slide
+from pipeline.versions import STAGE_VERSIONS, __version__
 from tests.slides import slide_with_tissue, write_svs
 
 SETTINGS: dict[str, Any] = {"colormap": "viridis", "opacity": 0.5, "top_patches": 4, "width_px": 1488}
@@ -178,7 +179,21 @@ def test_the_same_input_gives_the_same_bytes(slide_path: Path, tmp_path: Path) -
     draw(slide_path, attention, tmp_path / "two")
     first = (tmp_path / "one/case.png").read_bytes()
     assert first == (tmp_path / "two/case.png").read_bytes()
-    assert not any(chunk in first for chunk in (b"tEXt", b"iTXt", b"tIME"))
+    assert b"tIME" not in first
+
+
+def test_a_page_and_its_outlines_say_what_made_them(slide_path: Path, tmp_path: Path) -> None:
+    attention = write_attention(tmp_path / "a.zarr.zip", grid(), np.arange(1.0, 25.0), folds=5)
+    _, collection = draw(slide_path, attention, tmp_path)
+    with Image.open(tmp_path / "case.png") as page:
+        made = json.loads(page.text["made_by"])  # type: ignore[attr-defined]
+    known = store.read_attributes(attention)
+    assert made == collection["made_by"]
+    assert made["asmil_wsi"] == __version__
+    assert made["stage_version"] == STAGE_VERSIONS["heatmap"]
+    assert made["fingerprint"] == known["fingerprint"]
+    assert made["folds"] == known["folds"]
+    assert made["parameters"] == {"colormap": "viridis", "opacity": 0.5}
 
 
 def test_specimens_do_not_overlap_and_no_tile_is_shown_twice() -> None:
@@ -248,7 +263,7 @@ def test_a_quarantined_slide_gets_a_page_and_no_tiles(slide_path: Path, tmp_path
         slide = tmp_path / "broken.svs"
         slide.write_bytes(b"not a slide")
     pixels, collection = draw(slide, tmp_path / "a.zarr.zip", tmp_path)
-    assert collection == {"type": "FeatureCollection", "features": []}
+    assert collection["features"] == []
     page = Page(SETTINGS["width_px"])
     picture = pixels[page.px(45) : page.px(100), page.px(200) : page.px(285)]
     assert bool((picture < 240).mean() > 0.2) is opens
