@@ -24,9 +24,10 @@ class Done:
         """Give the row of a key, or None."""
         return next((row for row in self.rows if all(row.get(name) == value for name, value in key.items())), None)
 
-    def add(self, key: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Keep a row, at once in the file."""
+    def add(self, key: Mapping[str, Any], figures: Mapping[str, float]) -> dict[str, Any]:
+        """Keep a row, at once in the file, and give it."""
         self.rows.append({**key, **figures})
         if self.path is not None:
             with self.path.open("a") as handle:
                 handle.write(json.dumps(self.rows[-1]) + "\n")
+        return self.rows[-1]

@@ -1,6 +1,7 @@
 """What anchor, normalised sigmoid and token dropping buy where the truth is known: planted patches in synthetic bags.
 
-    python benchmarks/planted.py [--quick] [--models asmil abmil ...] [--only TEXT ...] [--seeds 3]
+    python benchmarks/planted.py [--quick] [--models asmil abmil ...] [--all-anchors] [--only TEXT ...] [--seeds 3]
+        [--results FILE.jsonl]
 
 Few bags, of 500 to 2,000 patches (--most 20000 for more). Background patches are Gaussian around a level that differs
 from slide to slide. 2 to 10 % (--least 0.005 for fewer) of a positive bag's patches are shifted along one direction, by
@@ -13,13 +14,14 @@ entropy / log N.
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from done import Done  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -77,30 +79,40 @@ def planted(count: int, *, seed: int, most: int, least: float) -> tuple[list[Bag
     return bags, truths
 
 
-def variants(models: Sequence[str]) -> list[Variant]:
-    """Give what is compared: every control on the method's own model, with and without the anchor on all others."""
+BETAS = (0.1, 1.0)
+
+
+def controls(model: str) -> list[Variant]:
+    """Give a model with every kind of anchor at every weight."""
+    found = []
+    for beta in BETAS:
+        found += [
+            Variant(model, f"uniform, beta {beta}", AnchorConfig(mode="uniform", beta=beta)),
+            Variant(model, f"frozen, beta {beta}", AnchorConfig(mode="frozen", beta=beta)),
+            Variant(model, f"ema softmax, beta {beta}", AnchorConfig(target="softmax", beta=beta)),
+            Variant(model, f"ema nsf, beta {beta}", AnchorConfig(beta=beta)),
+        ]
+    return found
+
+
+def variants(models: Sequence[str], *, all_anchors: bool = False) -> list[Variant]:
+    """Give what is compared: every control on the method's own model; on others all of them, or the default anchor."""
     found = []
     if "asmil" in models:
         found.append(Variant("asmil", "no anchor"))
         found.append(Variant("asmil", "no anchor, no token dropping", options=(("token_drop", 0.0),)))
-        for beta in (0.1, 1.0):
-            found += [
-                Variant("asmil", f"uniform, beta {beta}", AnchorConfig(mode="uniform", beta=beta)),
-                Variant("asmil", f"frozen, beta {beta}", AnchorConfig(mode="frozen", beta=beta)),
-                Variant("asmil", f"ema softmax, beta {beta}", AnchorConfig(target="softmax", beta=beta)),
-                Variant("asmil", f"ema nsf, beta {beta}", AnchorConfig(beta=beta)),
-            ]
-        quick = AnchorConfig(half_life_epochs=2)
+        found += controls("asmil")
         found += [
-            Variant("asmil", "ema nsf, beta 0.1, half-life 2 epochs", quick),
+            Variant("asmil", "ema nsf, beta 0.1, half-life 2 epochs", AnchorConfig(half_life_epochs=2)),
             Variant("asmil", "ema nsf centred, beta 0.1", AnchorConfig(center="quantile")),
             Variant("asmil", "ema nsf, beta 0.1, no token dropping", AnchorConfig(), (("token_drop", 0.0),)),
         ]
     for model in models:
-        if model != "asmil":
-            found.append(Variant(model, "no anchor"))
-            if MODELS[model].attends:
-                found.append(Variant(model, "ema nsf, beta 0.1", AnchorConfig()))
+        if model == "asmil":
+            continue
+        found.append(Variant(model, "no anchor"))
+        if MODELS[model].attends:
+            found += controls(model) if all_anchors else [Variant(model, "ema nsf, beta 0.1", AnchorConfig())]
     return found
 
 
@@ -132,14 +144,14 @@ def judge(variant: Variant, *, seed: int, train: int, test: int, epochs: int, mo
     )
 
 
-def row_of(variant: Variant, found: Sequence[Found], seconds: float) -> str:
+def row_of(variant: Variant, found: Sequence[dict[str, float]]) -> str:
     """Give a variant's line of the markdown table: mean and sd over seeds."""
     cells = [variant.model, variant.name]
     for name in ("bag_auroc", "patch_auroc"):
-        values = [getattr(each, name) for each in found]
+        values = [each[name] for each in found]
         cells.append(f"{np.mean(values):.3f} ({np.std(values):.3f})")
-    cells += [f"{np.mean([each.jsd for each in found]):.4f}", f"{np.mean([each.entropy for each in found]):.3f}"]
-    return "| " + " | ".join([*cells, f"{seconds:.0f}"]) + " |"
+    cells += [f"{np.mean([each['jsd'] for each in found]):.4f}", f"{np.mean([each['entropy'] for each in found]):.3f}"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -147,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two variants, tiny bags: does it run")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--all-anchors", action="store_true", help="every control also on the models beside ASMIL")
     parser.add_argument("--only", nargs="+", default=[""], help="variants whose name holds one of these texts")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=40, help="training bags")
@@ -156,22 +169,26 @@ def main() -> None:
     parser.add_argument(
         "--least", type=float, default=0.02, help="smallest share of planted patches; the largest is 0.1"
     )
+    parser.add_argument("--results", type=Path, help="file of JSON lines; what it holds is not run again")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = [each for each in variants(args.models) if any(text in each.name for text in args.only)]
+    known = variants(args.models, all_anchors=args.all_anchors)
+    chosen = [each for each in known if any(text in each.name for text in args.only)]
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("train", "test", "epochs", "most", "least")}
     if args.quick:
         args.seeds = 1
         chosen = [each for each in chosen if each.model == "asmil" and each.name in ("no anchor", "ema nsf, beta 0.1")]
         sizes |= {"train": 8, "test": 8, "epochs": 4, "most": 1_000}
-    print("| model | variant | bag AUROC (sd) | patch AUROC (sd) | JSD lag 1 | entropy / log N | s |")
-    print("|---|---|---|---|---|---|---|")
-    results = {}
+    print("| model | variant | bag AUROC (sd) | patch AUROC (sd) | JSD lag 1 | entropy / log N |")
+    print("|---|---|---|---|---|---|")
+    done, results = Done(args.results), {}
     for variant in chosen:
-        start = time.perf_counter()
-        found = [judge(variant, seed=seed, **sizes) for seed in range(args.seeds)]
-        print(row_of(variant, found, time.perf_counter() - start), flush=True)
-        means = {name: float(np.mean([getattr(each, name) for each in found])) for name in Found.__annotations__}
+        found = []
+        for seed in range(args.seeds):
+            key = {"model": variant.model, "variant": variant.name, "seed": seed, **sizes}
+            found.append(done.find(key) or done.add(key, asdict(judge(variant, seed=seed, **sizes))))
+        print(row_of(variant, found), flush=True)
+        means = {name: float(np.mean([each[name] for each in found])) for name in Found.__annotations__}
         results[f"{variant.model}: {variant.name}"] = {name: round(value, 4) for name, value in means.items()}
     plain, anchored = results.get("asmil: no anchor"), results.get("asmil: ema nsf, beta 0.1")
     ratio = round(plain["jsd"] / anchored["jsd"], 3) if plain and anchored and anchored["jsd"] else None

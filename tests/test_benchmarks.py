@@ -13,12 +13,16 @@ from torch.nn.utils import parameters_to_vector
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
+from asmil.inference import predict
 from asmil.options import FitConfig
 from asmil.registry import build
 from asmil.training import Trainer
+from pipeline import store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import classic_mil  # type: ignore[import-not-found]
+import composed  # type: ignore[import-not-found]
+import planted  # type: ignore[import-not-found]
 from lockstep import Lockstep, fits  # type: ignore[import-not-found]
 
 QUIET = {"asmil": {"token_drop": 0.0, "dropout": 0.0}, "gated_abmil": {}, "dsmil": {}}
@@ -79,3 +83,76 @@ def test_classic_mil_goes_on_where_it_was_cut(
     classic_mil.main()
     assert capsys.readouterr().out == first
     assert json.loads(first.splitlines()[-1])["rows"] == [json.loads(row) for row in rows]
+
+
+def test_every_control_is_tried_on_every_model_that_attends() -> None:
+    names = {each.name for each in planted.variants(["asmil"]) if "beta" in each.name and each.options == ()}
+    assert {"uniform, beta 0.1", "frozen, beta 1.0", "ema softmax, beta 0.1", "ema nsf, beta 1.0"} < names
+    found = planted.variants(["gated_abmil", "mean_pooling"], all_anchors=True)
+    assert [each.name for each in found if each.model == "mean_pooling"] == ["no anchor"]
+    tried = [each for each in found if each.model == "gated_abmil"]
+    kinds = {(each.anchor.mode, each.anchor.target, each.anchor.beta) for each in tried if each.anchor is not None}
+    assert len(kinds) == len(tried) - 1 == 8
+
+
+def test_planted_truth_is_where_the_signal_is() -> None:
+    bags, truths = planted.planted(6, seed=0, most=600, least=0.05)
+    assert [bool(truth.any()) for truth in truths] == [False, True] * 3
+    positive = [(bag.features[:, 0], truth) for bag, truth in zip(bags, truths, strict=True) if bag.label]
+    shifts = [values[truth].mean() - values[~truth].mean() for values, truth in positive]
+    assert np.allclose(shifts, planted.SHIFT, atol=0.8)
+
+
+def test_planted_goes_on_where_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(sys, "argv", ["planted", "--quick", "--only", "no anchor", "--results", str(results)])
+    planted.main()
+    first = capsys.readouterr().out
+    known = results.read_text()
+    planted.main()
+    assert capsys.readouterr().out == first
+    assert results.read_text() == known
+    assert len(known.splitlines()) == 1
+
+
+def test_composed_judges_held_out_slides_by_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    lines, cells = ["slide_id,patient_id,label"], ["slide_id,x,y,size,label"]
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2) * 100
+    for number in range(12):
+        name, features = f"s{number}", rng.standard_normal((64, 32)).astype(np.float16)
+        lines.append(f"{name},p{number},{'tumour' if number % 2 else 'normal'}")
+        if number % 2:
+            features[:8, :4] += 4
+            cells += [f"{name},{x},{y},100,tumour" for x, y in grid[:8]]
+        more = {"patch_level0_px": 100.0}
+        attributes = store.stage_attributes("embed", slide_id=name, fingerprint="f", error=None, **more)
+        store.write(tmp_path / f"{name}.zarr.zip", {"features": features, "coords": grid.astype(np.int32)}, attributes)
+    lines.append("s99,p99,tumour")  # without a bag: left out
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "truth.csv").write_text("\n".join(cells))
+    files = ["--bags", str(tmp_path), "--labels", str(tmp_path / "labels.csv"), "--truth", str(tmp_path / "truth.csv")]
+    sizes = ["--models", "gated_abmil", "--seeds", "1", "--folds", "2", "--epochs", "80"]
+    monkeypatch.setattr(sys, "argv", ["composed", *files, *sizes])
+    composed.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["slides"] == 12
+    gated = found["results"]["gated_abmil, anchor none"]
+    assert gated["patch_auroc"] > 0.9
+    assert gated["slide_auroc"] > 0.9
+
+
+def test_lockstep_looks_at_a_model_that_divides_its_bags() -> None:
+    bag = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    models = [build("dtfd", 16, 2) for _ in range(2)]
+    trains = np.ones((2, 1), dtype=bool)
+    together = Lockstep(models, [bag], [1], trains, anchor=None, config=FitConfig(epochs=1), seed=0)
+    probabilities, attention = together.look(0, np.array([0, 1]))
+    for run, model in enumerate(models):
+        alone = predict(model, bag[run])
+        np.testing.assert_allclose(probabilities[run], alone.probabilities, atol=1e-5)
+    assert attention.shape[-1] == 9
