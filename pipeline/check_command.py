@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Option
 
@@ -124,14 +124,11 @@ def completed(arguments: Sequence[str]) -> list[str]:
     """
     if list(arguments) != ["check"]:
         return list(arguments)
-    import yaml
-
     from pipeline import settings, stage_flags
 
-    config: dict[str, Any] = {}
-    for path in dict.fromkeys((ROOT / "config.yaml", Path.cwd() / "config.yaml")):
-        if path.is_file():
-            config = _merged(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    config = settings.read(
+        path for path in dict.fromkeys((ROOT / "config.yaml", Path.cwd() / "config.yaml")) if path.is_file()
+    )
     checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
     results = Path(checked["paths"]["results"])
     files = {"--cohort": results / "cohort.tsv", "--summary": results / "check.txt", "--tiles": results / "tiles"}
@@ -139,12 +136,3 @@ def completed(arguments: Sequence[str]) -> list[str]:
     written = ["--threads", str(THREADS), "--stalled-after-s", stalled]
     written += [str(part) for pair in files.items() for part in pair]
     return ["check", *shlex.split(stage_flags.flags(checked, "check")), *written]
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Lay sections over sections, as Snakemake does with several config files."""
-    both = {
-        name: _merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
-        for name, value in changes.items()
-    }
-    return {**base, **both}

@@ -24,11 +24,11 @@ OF_RESULTS = re.compile(
     rf"|model/(splits\.csv|models\.json|model_card\.md|metrics\.json|{FOLD})"
     rf"|compare/[^/]+/(predictions\.csv|{FOLD})"
     r"|(bags|model|compare/[^/]+)/(fold-\d+/)?\.[^/]+/.+"  # work in progress: chunks, training states
-    r"|logs/.+\.log)(\.damaged|\.part)?"
+    r"|logs/.+\.log)(\.damaged|\.outdated|\.part)?"
 )
 OF_REPORTS = re.compile(
     r"(index\.html|predictions\.csv|metrics\.json|quarantine\.tsv|quality\.tsv|heatmaps/[^/]+\.png|slides/[^/]+\.(js|jpg))"
-    r"(\.damaged|\.part)?"
+    r"(\.damaged|\.outdated|\.part)?"
 )
 MOST_NAMED = 20
 

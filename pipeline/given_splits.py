@@ -16,6 +16,8 @@ Role = Literal["train", "validation", "test"]
 COLUMNS = ("slide_id", "fold", "role", "repeat", "patient_id", "label")
 """Columns that the file may have. `patient_id` and `label`, which the workflow's own splits file has, are not read:
 those of the labels file count."""
+MOST_DIGITS = 6
+"""Of a fold's or a repeat's number; Python refuses to read thousands of digits."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def read(path: Path) -> list[Row]:
             raise ConfigError(f"{path}, line {line}: role is '{role}'; write train, validation or test")
         numbers = {name: cells.get(name, "0") for name in ("repeat", "fold")}
         for name, text in numbers.items():
-            if not (text.isascii() and text.isdigit()):
-                raise ConfigError(f"{path}, line {line}: {name} is '{text}'; write a whole number from 0")
+            if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+                raise ConfigError(f"{path}, line {line}: {name} is '{text[:40]}'; write a whole number from 0")
         row = Row(cells["slide_id"], int(numbers["repeat"]), int(numbers["fold"]), role)  # type: ignore[arg-type]
         key = (row.slide_id, row.repeat) if role is None else (row.slide_id, row.repeat, row.fold)
         if key in seen:

@@ -127,11 +127,12 @@ def write_pictures(
     preview: Path,
     picture: NDArray[np.uint8],
     tissue: Path,
-    outline: Mapping[str, Any],
+    outline: Mapping[str, Any] | None,
     *,
     made_by: Mapping[str, object],
 ) -> None:
-    """Write what people look at, a JPEG and the tissue's outline as GeoJSON; both say what made them."""
+    """Write what people look at, a JPEG and the tissue's outline as GeoJSON (None: empty); both say what made them."""
+    outline = outline or {"type": "FeatureCollection", "features": []}
     buffer = BytesIO()
     comment = json.dumps({"made_by": made_by})
     Image.fromarray(picture).save(buffer, format="JPEG", quality=88, optimize=True, comment=comment)

@@ -14,9 +14,10 @@ from pipeline import cohort as cohorts
 from pipeline import store
 from pipeline.checksums import sha256_of
 from pipeline.cohort import Cohort
+from pipeline.upgrade import RUN_RECORD
 from pipeline.versions import SCHEMA_VERSION, STAGE_VERSIONS, __version__
 
-NAME = "run.json"
+NAME = RUN_RECORD
 
 
 OUTPUTS = {

@@ -5,7 +5,7 @@ Only the Snakefile uses this module with the whole configuration; a stage gets i
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,35 @@ if TYPE_CHECKING:
     from pipeline.schemes import Plan
 
 Settings = dict[str, Any]
+
+
+def read(files: Iterable[Path]) -> dict[str, Any]:
+    """Read configuration files, each laid over those before it, as Snakemake does.
+
+    Raises
+    ------
+    ConfigError
+        If one is no YAML, or no sections with settings.
+    """
+    config: dict[str, Any] = {}
+    for path in files:
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{path}: cannot be read as YAML ({why}); mend it there") from error
+        if not isinstance(found, dict | None):
+            raise ConfigError(f"{path}: holds {type(found).__name__}, not sections with settings; see config.yaml")
+        config = _merged(config, found or {})
+    return config
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        for name, value in changes.items()
+    }
+    return {**base, **both}
 
 
 def check(config: Mapping[str, Any], schema: Path) -> Settings:

@@ -280,9 +280,8 @@ def write_quarantined(
     found = store.stage_attributes("tile", slide_id=slide_id, fingerprint=fingerprint, error=error, **attributes)
     empty = {name: np.empty(0, np.float32) for name in ("tissue", *FLAGS)}
     made = made_by("tile", fingerprint=fingerprint, parameters=attributes.get("parameters", {}))
-    nothing = {"type": "FeatureCollection", "features": []}
     picture = draw_placeholder(slide_id, error, overview=overview)
-    write_pictures(preview, picture, tissue, nothing, made_by=made)
+    write_pictures(preview, picture, tissue, None, made_by=made)
     store.write(tiles, {"coords": np.empty((0, 2), np.int32), **empty, **_left_out({})}, found)
 
 

@@ -1,48 +1,53 @@
-"""Read every artefact of a run again, and find those that a failing disk changed."""
+"""Read every artefact of a run again, and find those that a failing disk changed or another version made."""
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import checksums, store
+from pipeline import checksums, store, upgrade
 from pipeline.errors import ArtefactError, PipelineError
 
 log = logging.getLogger(__name__)
 
 
 def run(results: Path, reports: Path, *, repair: bool) -> None:
-    """Check all artefacts by their checksums and name the damaged ones.
+    """Check all artefacts by their checksums and versions, and name those that are damaged or outdated.
 
     Parameters
     ----------
     results, reports
         The folders of a run.
     repair
-        Whether damaged files are renamed, so that the next run makes them anew.
+        Whether these files are renamed, so that the next run makes them anew.
 
     Raises
     ------
     PipelineError
-        If some are damaged and were left where they are.
+        If there are some and they were left where they are.
     """
-    checked, damaged = 0, []
+    checked, damaged, outdated = 0, 0, 0
+    first: Path | None = None
     for path in artefacts(results, reports):
         checked += 1
         why = fault(path)
-        if why:
-            damaged.append(path)
-            log.warning("%s: %s", path, why)
-            if repair:
-                checksums.damaged(path, why)
-    log.info("%d files checked, %d damaged", checked, len(damaged))
-    if not damaged:
+        older = "" if why else age(path)
+        if not (why or older):
+            continue
+        log.warning("%s: %s", path, why or older)
+        first, damaged, outdated = first or path, damaged + bool(why), outdated + bool(older)
+        if repair and why:
+            checksums.damaged(path, why)
+        elif repair:
+            path.replace(path.with_name(f"{path.name}.outdated"))
+    log.info("%d files checked, %d damaged, %d of another version", checked, damaged, outdated)
+    if first is None:
         return
     if not repair:
         raise PipelineError(
-            f"{len(damaged)} of {checked} files are damaged, the first {damaged[0]}; run this with --repair and then"
-            " the workflow, which makes them anew"
+            f"{damaged} of {checked} files are damaged and {outdated} of another version, the first {first}; run this"
+            " with --repair and then the workflow, which makes them anew"
         )
-    log.warning("they were renamed to *.damaged; run the workflow again, which makes them anew")
+    log.warning("they were renamed to *.damaged or *.outdated; run the workflow again, which makes them anew")
 
 
 def artefacts(results: Path, reports: Path) -> Iterator[Path]:
@@ -56,11 +61,23 @@ def artefacts(results: Path, reports: Path) -> Iterator[Path]:
 
 
 def fault(path: Path) -> str:
-    """Say what is wrong with an artefact; empty if nothing is."""
+    """Say how an artefact's bytes are not those that were written; empty if they are."""
     if not path.name.endswith(".zarr.zip"):
         return "its bytes changed after it was written" if checksums.is_changed(path) else ""
     try:
         store.load(path)
+    except store.DamagedError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except ArtefactError:
+        return ""  # of another version, see `age`
+    return ""
+
+
+def age(path: Path) -> str:
+    """Say by which other version of this program an artefact was made; empty if by this one, or if it does not say."""
+    if not path.name.endswith(".zarr.zip"):
+        return upgrade.other_version_of(path)
+    try:
+        return upgrade.other_version(store.load(path, ()).attributes)
     except ArtefactError as error:
         return str(error).removeprefix(f"{path}: ")
-    return ""

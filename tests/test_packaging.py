@@ -75,6 +75,12 @@ def test_every_rule_with_a_command_names_the_conda_environment() -> None:
 
 def test_what_the_workflow_catalogue_asks_for_is_there() -> None:
     usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
-    assert {"mandatory-flags", "software-stack-deployment", "report"} == set(usage)
-    assert (ROOT / "config" / "README.md").exists()
-    assert (ROOT / "workflow" / "Snakefile").exists()
+    assert usage == {"software-stack-deployment": {"conda": True, "apptainer": False}, "report": True}
+    assert all((ROOT / name).is_file() for name in ("workflow/Snakefile", "config/README.md", "README.md", "LICENSE"))
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    assert "conda:" in rules  # what `conda: true` promises
+    assert "report(" in rules  # what `report: true` promises
+    assert 'report: "report/workflow.rst"' in (ROOT / "workflow" / "Snakefile").read_text()
+    assert "min_version(" in (ROOT / "workflow" / "Snakefile").read_text()
+    for caption in re.findall(r'caption="\.\./(report/\w+\.rst)"', rules):
+        assert (ROOT / "workflow" / caption).is_file()

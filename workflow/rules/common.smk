@@ -7,7 +7,7 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings, stage_flags
+from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings, stage_flags, upgrade
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import artefact_version
@@ -170,6 +170,8 @@ def look_ahead():
     for warning in settings.warnings(COHORT):
         print(f"Warning: {warning}", file=sys.stderr)
     try:
+        if not {"--forceall", "-F", "--touch", "-t"} & set(sys.argv):
+            upgrade.check_remembered(RESULTS / upgrade.RUN_RECORD, memory=running.FOLDER / "metadata")
         settings.check_encoder(SETTINGS, gpus=granted_gpus("embed"))
         settings.rehearse(SETTINGS, COHORT, {slide: slide_fingerprint(slide) for slide in COHORT.labels})
     except PipelineError as error:
