@@ -1,7 +1,10 @@
 # What the rules share: the configuration, the cohort, and helpers that turn them into inputs, parameters and resources.
+import gc
+import inspect
 import os
 import shlex
 import sys
+import tempfile
 from functools import cache
 
 ROOT = Path(workflow.basedir).parent
@@ -11,6 +14,16 @@ from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, 
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.versions import artefact_version
+
+
+# Planning makes millions of objects that live until its end: looking through them for garbage costs a twentieth of it.
+gc.set_threshold(100_000, 20, 100)
+
+
+def quick(function):
+    """Note the parameters of a function that Snakemake calls for each job; it would find them anew each time."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
 def stop(error):
@@ -142,14 +155,16 @@ def slide_of(wildcards):
 
 
 def artefact_of(stage):
-    """Give a function that tells a slide's artefact for a job whose files bear the name that the reports show."""
+    """Give a slide's artefact for a job whose files bear the name that the reports show: a pattern, or a function."""
 
+    @quick
     def of_job(wildcards):
         return RESULTS / stage / f"{SLIDE_SHOWN[wildcards.shown]}.zarr.zip"
 
-    return of_job
+    return of_job if SETTINGS["privacy"]["hash_ids"] else RESULTS / stage / "{shown}.zarr.zip"
 
 
+@quick
 def slide_path(wildcards):
     """Give the slide; a newer time stamp alone is no reason to run again, its content is (see `slide_print`)."""
     return ancient(COHORT.slides[slide_of(wildcards)])
@@ -184,17 +199,20 @@ if workflow.is_main_process and COHORT.slides:
         claim_folder()
 
 
+@quick
 def slide_print(wildcards):
     """Give the slide's fingerprint: a replaced file runs again."""
     return slide_fingerprint(wildcards.slide)
 
 
+@quick
 def drawn_files(wildcards):
     """Give what the user drew on the slide: tissue and regions, if any (content counts, see `drawn_digest`)."""
     drawn = COHORT.drawn.get(wildcards.slide, cohorts.Drawn())
     return [ancient(file) for file in (drawn.tissue, drawn.roi) if file is not None]
 
 
+@quick
 def drawn_digest(wildcards):
     """Give a digest of what the user drew: a file that was added, changed or removed runs its slide again."""
     return cohorts.drawn_digest(COHORT.drawn.get(wildcards.slide))
@@ -211,33 +229,33 @@ def labels_digest(wildcards):
 
 
 def flags(stage):
-    """Give a function that tells a stage's settings, as flags of its command, for one slide or for the cohort."""
+    """Give a stage's settings as flags of its command, or a function that tells those of a slide or a model."""
 
     @cache
     def written(override, drawn, model):
         return stage_flags.flags(SETTINGS, stage, override=override, drawn=drawn, model=model)
 
+    @quick
     def of_job(wildcards):
         slide = slide_of(wildcards)
         return written(COHORT.overrides.get(slide), COHORT.drawn.get(slide), wildcards.get("model"))
 
-    return of_job
+    if stage == "train" or COHORT.overrides or COHORT.drawn:
+        return of_job
+    alike = written(None, None, None)
+    return of_job if "{" in alike else alike  # Snakemake would look for a wildcard's name between the braces
 
 
 def gpu_of(stage):
-    """Give a function that tells how many GPUs a job asks for: none where it would not use one.
+    """Give the GPUs that a job asks for: none where it would not use one.
 
     On this machine `embed` asks for a place in the queue before the GPUs instead; see `gpu_queue`.
     """
-
-    def of_job(wildcards):
-        queues = stage == "embed" and workflow.local_exec
-        return 0 if queues else settings.gpus(SETTINGS, stage, local=workflow.local_exec)
-
-    return of_job
+    queues = stage == "embed" and workflow.local_exec
+    return 0 if queues else settings.gpus(SETTINGS, stage, local=workflow.local_exec)
 
 
-def gpu_queue(wildcards):
+def gpu_queue():
     """Give the GPUs that an `embed` job will use once it is its turn."""
     return settings.gpus(SETTINGS, "embed", local=workflow.local_exec)
 
@@ -259,6 +277,7 @@ def memory_of(stage):
     """Give the memory in MB that a job asks for, or a function that tells it: more at each attempt."""
     extra = settings.cache_mb(SETTINGS) if stage == "train" else 0
 
+    @quick
     def of_job(wildcards, input, attempt):
         return cluster.memory_mb(stage, input_mb=size_mb(input), attempt=attempt, extra_mb=extra)
 
@@ -268,11 +287,16 @@ def memory_of(stage):
 def minutes_of(stage):
     """Give the minutes that a job asks for, or a function that tells them: more at each attempt."""
 
+    @quick
     def of_job(wildcards, input, attempt):
         return cluster.minutes(stage, input_mb=size_mb(input), attempt=attempt)
 
     return of_job if NEEDS_COUNT else cluster.minutes(stage, input_mb=0, attempt=1)
 
+
+# The folder for temporary files. On a cluster each node names its own; here it is the same for all jobs, and Snakemake
+# need not ask for it thousands of times.
+TMPDIR = tempfile.gettempdir() if workflow.local_exec else quick(lambda wildcards: tempfile.gettempdir())
 
 STAGES = ("check", "tile", "embed", "split", "train", "train_compared", "compare", "predict", "heatmap", "report")
 WATCHES = []

@@ -124,6 +124,7 @@ rule predict:
     resources:
         mem_mb=memory_of("predict"),
         runtime=minutes_of("predict"),
+        tmpdir=TMPDIR,
     params:
         version=artefact_version("predict"),
         flags=flags("predict"),

@@ -32,7 +32,7 @@ rule check:
 rule tile:
     input:
         slide=slide_path,
-        drawn=drawn_files,
+        drawn=drawn_files if COHORT.drawn else [],
     output:
         tiles=RESULTS / "tiles" / "{slide}.zarr.zip",
         tissue=RESULTS / "tissue" / "{slide}.geojson",
@@ -44,11 +44,12 @@ rule tile:
     resources:
         mem_mb=memory_of("tile"),
         runtime=minutes_of("tile"),
+        tmpdir=TMPDIR,
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=artefact_version("tile"),
         fingerprint=slide_print,
-        drawn=drawn_digest,
+        drawn=drawn_digest if COHORT.drawn else "",
         flags=flags("tile"),
     shell:
         "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
@@ -87,8 +88,9 @@ rule embed:
     resources:
         mem_mb=memory_of("embed"),
         runtime=minutes_of("embed"),
+        tmpdir=TMPDIR,
         gpu=gpu_of("embed"),
-        gpu_queue=gpu_queue,
+        gpu_queue=gpu_queue(),
         # a resource, as another speed is no reason to run again
         speed=settings.embed_speed(SETTINGS),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
