@@ -90,17 +90,28 @@ def predict_bag(
     at_least: AtLeast = 0.9,
 ) -> None:
     """Predict one bag and score its patches; what the workflow calls."""
-    import torch
+    from pipeline import ahead
 
-    from pipeline import predict as stage
-    from pipeline.decision import DecisionOptions
+    chosen = (threshold.value, min_agreement, outlier_rate, at_least)
 
-    torch.set_num_threads(1)
-    stage.run(
-        bag,
-        splits=splits,
-        models=models,
-        attention=attention,
-        device="cpu",
-        options=DecisionOptions(threshold.value, min_agreement, outlier_rate, at_least),
-    )
+    def predicted(task: ahead.Task) -> None:
+        import torch
+
+        from pipeline import predict as stage
+        from pipeline.decision import DecisionOptions
+
+        torch.set_num_threads(1)
+        stage.run(
+            task.bag,
+            splits=splits,
+            models=models,
+            attention=task.attention,
+            device="cpu",
+            options=DecisionOptions(*chosen),
+        )
+
+    task = ahead.Task(bag, splits or bag, models, chosen, attention)
+    if splits is None:
+        predicted(task)
+    else:
+        ahead.run(task, predicted)
