@@ -103,11 +103,11 @@ def _go_on(task: Task, shared: str, predict: Callable[[Task], None], *, budget_s
             return
         other = replace(task, bag=bag, attention=task.attention.with_name(bag.name))
         try:
-            if bag.stat().st_size > most or _is_done(other.attention, newest):
+            if bag.stat().st_size > most:
                 continue
             with _alone(bag, wait=False) as mine:
                 ready = other.ready(shared)
-                if mine and not ready.exists():
+                if mine and not ready.exists() and not _is_done(other.attention, newest):
                     ready.parent.mkdir(exist_ok=True)
                     predict(replace(other, attention=ready))
         except Exception as error:  # noqa: BLE001 - that slide's own job will meet it, and say it in its log

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_prediction_made_by_another_slides_job_is_the_same(folder: Path) -> No
     for slide in range(1, 9):
         ahead.run(task(folder, f"s{slide}"), refuse)
         taken = folder / "attention" / f"s{slide}.zarr.zip"
-        alone = ahead.replace(task(folder, f"s{slide}"), attention=folder / "alone" / taken.name)
+        alone = replace(task(folder, f"s{slide}"), attention=folder / "alone" / taken.name)
         compute(alone)
         found, expected = (store.read(path) for path in (taken, alone.attention))
         assert found.attributes == expected.attributes
