@@ -206,7 +206,9 @@ class AnchorRegularizer:
         """Give the logarithm of the target, [..., N], float32 or better, -inf on padding; arguments as for `loss`."""
         spread = _spread(mask, attention_logits)
         if self.anchor is None:
-            return log_softmax(torch.zeros_like(attention_logits), spread)
+            # over the patches that the model sees: MHIM hides some, with logits of -inf
+            seen = attention_logits > -torch.inf
+            return log_softmax(torch.zeros_like(attention_logits).masked_fill(~seen, -torch.inf), spread)
         dtype = next(iter(self._parameters().values())).dtype
         logits = self.anchor.attention_logits(features.to(dtype), mask, context)
         self._try_once(logits)

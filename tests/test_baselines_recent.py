@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.baselines.abmil import ABMIL
 from asmil.baselines.acmil import ACMIL, diversity_loss
@@ -201,6 +202,16 @@ def test_hidden_patches_are_hidden_from_the_anchor_too() -> None:
     assert torch.equal(attention_logits[0] == -torch.inf, ~model.context)
     shared = model.attention_logits(FEATURES, None, model.context)
     assert torch.equal(shared == -torch.inf, attention_logits == -torch.inf)
+
+
+def test_uniform_target_is_uniform_over_the_patches_that_are_seen() -> None:
+    model: MHIM = make("mhim").train()
+    _, attention_logits = model(FEATURES)
+    anchor = AnchorRegularizer(model, AnchorConfig(mode="uniform"))
+    target = anchor.log_target(attention_logits, FEATURES, context=model.context).exp()
+    assert torch.equal(target > 0, model.context[None])
+    assert target.sum().item() == pytest.approx(1)
+    assert len(set(target.flatten().tolist())) == 2
 
 
 def test_teacher_starts_from_a_trained_model() -> None:

@@ -13,6 +13,7 @@ from asmil.bags import Bag
 from asmil.errors import TrainingError
 from asmil.inference import predict
 from asmil.recipes import LookaheadRAdam, source_trainer
+from asmil.registry import MODELS
 from asmil.training import FitConfig, Trainer, fit
 from tests.test_baselines import ALL, BASELINES, make
 
@@ -47,6 +48,20 @@ def planted(count: int, *, seed: int) -> list[Bag]:
             features[torch.randperm(40, generator=generator)[:6], 0] += 4.5
         bags.append(Bag(features, number % 2, f"bag-{number}"))
     return bags
+
+
+KINDS = [("uniform", "nsf"), ("frozen", "nsf"), ("ema", "softmax"), ("ema", "nsf")]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if MODELS[name].attends])
+@pytest.mark.parametrize(("mode", "target"), KINDS)
+def test_every_anchor_trains_every_model(name: str, mode: Any, target: Any) -> None:
+    options: dict[str, Any] = {} if name == "dsmil" else {"d_inner": 32}
+    model = make(name, d_in=16, classes=2, **options)
+    anchor = AnchorRegularizer(model, AnchorConfig(mode=mode, target=target, beta=1.0))
+    result = fit(model, planted(4, seed=0), planted(2, seed=1), anchor=anchor, config=FitConfig(epochs=1), seed=0)
+    assert -1e-6 < result.history[0]["anchor_kl"] < math.inf  # rounding may take a KL of 0 below it
+    assert 0 < result.history[0]["anchor_target_entropy"] <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("name", ALL)
