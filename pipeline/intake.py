@@ -12,6 +12,8 @@ COPY_AGAIN = "copy or download it again and compare its size with the original"
 EXPORT_AGAIN = (
     "export it again from the scanner's software as an 8-bit RGB pyramid (SVS, NDPI, MRXS, DICOM or tiled TIFF)"
 )
+LARGEST_TILE_PX = 8192 * 8192
+"""Pixels of a tile, 200 MB unpacked; scanners write tiles of 256 to 1024 px."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 KNOWN_MAGIC: dict[bytes, str] = {
     b"\x89PNG": "a PNG image",
@@ -107,7 +109,7 @@ def explain_refusal(path: Path, message: str) -> SlideError:
 
 
 def check_pixel_layout(path: Path) -> None:
-    """Refuse TIFF slides whose pixels OpenSlide would return wrong without an error.
+    """Refuse TIFF slides whose pixels OpenSlide would return wrong without an error, or unpack without end.
 
     OpenSlide 4.0 flips pixels inside each tile where the Orientation tag is not 1, and cuts 16-bit samples to 8 bits.
 
@@ -119,8 +121,8 @@ def check_pixel_layout(path: Path) -> None:
     Raises
     ------
     SlideError
-        If the first image is rotated or mirrored by its Orientation tag, has not 8 unsigned bits a sample, or has a
-        second grey channel, or a fourth of no stated meaning, which would be taken for transparency.
+        If the first image has huge tiles, is rotated or mirrored by its Orientation tag, has not 8 unsigned bits a
+        sample, or has a second grey channel, or a fourth of no stated meaning, which would be taken for transparency.
     """
     if not first_bytes(path).startswith(TIFF_MAGIC):
         return
@@ -131,8 +133,12 @@ def check_pixel_layout(path: Path) -> None:
             bits, sample_format = page.bitspersample, page.sampleformat
             grey_and_more = page.samplesperpixel == 2
             unknown = page.samplesperpixel > 3 and UNSPECIFIED in page.extrasamples
+            tile = (int(page.tilewidth), int(page.tilelength)) if page.is_tiled else (0, 0)
     except (tifffile.TiffFileError, ValueError, KeyError, IndexError) as error:
         raise SlideError(f"its TIFF header is damaged ({error})", remedy=COPY_AGAIN) from error
+    if tile[0] * tile[1] > LARGEST_TILE_PX:
+        # each region that is read unpacks whole tiles: a file of 0.4 MB kept a job busy for minutes
+        raise SlideError(f"its tiles have {tile[0]} x {tile[1]} px, too large to be read", remedy=EXPORT_AGAIN)
     # 0 is not a legal value and is read as 1 by libtiff
     if int(orientation) not in (0, 1):
         raise SlideError(

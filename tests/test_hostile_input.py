@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from pipeline import tables, weights_bundle
+from pipeline import cohort, store, tables, weights_bundle
+from pipeline.discovery import discover
 from pipeline.encoders.checkpoint import read_state
 from pipeline.errors import PipelineError, SlideError
 from pipeline.geojson import read_geojson
@@ -168,3 +170,87 @@ def test_a_crafted_tiff_is_refused_quickly_in_little_memory(case: str, following
 
     outcome = attempt(look, stalled_after_s=20)
     assert (outcome.code, outcome.killed_by, outcome.stalled) == (0, 0, False)
+
+
+BOMB_PX = 8256
+
+
+def bomb(compression: int, content: bytes) -> bytes:
+    """Give a TIFF of one tile, larger than a slide's ever is, of few bytes."""
+    size = [(256, 4, 1, BOMB_PX), (257, 4, 1, BOMB_PX), (322, 4, 1, BOMB_PX), (323, 4, 1, BOMB_PX)]
+    photometric = 6 if compression == 7 else 2
+    entries = [*size[:2], (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, photometric), (277, 3, 1, 3), *size[2:]]
+    head = tiff([*entries, (324, 4, 1, 1024), (325, 4, 1, len(content))])
+    return head.ljust(1024, b"\0") + content
+
+
+def bombs() -> dict[str, bytes]:
+    """Give files that unpack to a thousand times their size."""
+    packer = zlib.compressobj(1)
+    rows = bytes(BOMB_PX * 3 * 64)
+    deflated = b"".join(packer.compress(rows) for _ in range(BOMB_PX // 64)) + packer.flush()
+    side = struct.pack(">HH", 65500, 65500)
+    frame = b"\xff\xc0\x00\x11\x08" + side + b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
+    return {"deflate": bomb(8, deflated), "jpeg": bomb(7, b"\xff\xd8" + frame + b"\xff\xd9")}
+
+
+@pytest.mark.parametrize("kind", ["deflate", "jpeg"])
+def test_a_decompression_bomb_costs_its_slide_and_no_memory(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "bomb.tif").write_bytes(bombs()[kind])
+    done = subprocess.run(
+        [sys.executable, "-c", TILE_IN_LITTLE_MEMORY, str(tmp_path / "bomb.tif"), str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    artefact = store.read(tmp_path / "tiles.zarr.zip")
+    assert not artefact.ok
+    assert "its tiles have 8256 x 8256 px" in artefact.attributes["reason"]
+
+
+TILE_IN_LITTLE_MEMORY = """
+import resource, sys
+from pipeline import cli, isolation
+used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_DATA, (used + 2**30, used + 2**30))
+slide, folder = sys.argv[1:]
+settings = "--patch-px 224 --target-mpp 0.5 --overlap 0 --min-tissue 0.5 --tissue-method otsu --tissue-threshold 0.04"
+settings += " --tissue-mpp 8 --tissue-min-area-mm2 0.02 --tissue-min-hole-mm2 0.05 --tissue-exclude-pen --max-pen 0.1"
+settings += " --max-bubble 0.5 --max-blur 0.5 --max-fold 0.4 --default-mpp 0.5 --stalled-after-s 60"
+outputs = ["--tiles", f"{folder}/tiles.zarr.zip", "--tissue", f"{folder}/a.geojson", "--preview", f"{folder}/a.jpg"]
+sys.argv = ["pipeline", "tile", slide, "--slide-id", "bomb", *outputs, *settings.split()]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("name", ["a..svs", "x__..__y.svs", "..\\..\\up.svs", "C:\\up.svs", "-rf.svs", "$(reboot).svs"])
+def test_no_name_of_a_slide_leads_out_of_the_results(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    found, _ = discover(tmp_path)
+    for slide in found:
+        place = tmp_path / "results" / "tiles" / f"{slide}.zarr.zip"
+        assert place.resolve().parent == tmp_path / "results" / "tiles"
+
+
+def test_an_id_in_the_users_tables_is_no_path(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.svs").touch()
+    outside = tmp_path / "secret.svs"
+    outside.touch()
+    for name, header in (("labels.csv", "slide_id,label"), ("overrides.csv", "slide_id,note")):
+        (tmp_path / name).write_text(f"{header}\n../secret,x\na,y\n{outside.with_suffix('')},x\n")
+    found = cohort.load(
+        raw,
+        labels=tmp_path / "labels.csv",
+        overrides=tmp_path / "overrides.csv",
+        target="label",
+        folds=2,
+        must_train=False,
+    )
+    assert list(found.slides) == ["a"]
+    assert list(found.labels) == ["a"]
+    assert list(found.overrides) == ["a"]

@@ -77,7 +77,7 @@ def _run(name: str, engine: str, asked: argparse.Namespace, *, seconds: float) -
     kept = asked.findings / name.replace(" ", "-") / f"{hashlib.sha256(found).hexdigest()[:16]}.bin"
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(found)
-    print("\n".join([f"  kept as {kept}", *done.stderr.splitlines()[-25:]]))
+    print("\n".join([f"  kept as {kept}", *done.stdout.splitlines()[-25:], *done.stderr.splitlines()[-15:]]))
     return True
 
 
