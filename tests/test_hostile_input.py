@@ -226,7 +226,9 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("name", ["a..svs", "x__..__y.svs", "..\\..\\up.svs", "C:\\up.svs", "-rf.svs", "$(reboot).svs"])
+@pytest.mark.parametrize(
+    "name", ["a..svs", "x__..__y.svs", "x..\\..\\up.svs", "C:\\up.svs", "-rf.svs", "$(reboot).svs"]
+)
 def test_no_name_of_a_slide_leads_out_of_the_results(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     found, _ = discover(tmp_path)
