@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pipeline.discovery import discover
 from pipeline.encoders.checkpoint import read_state
 from pipeline.errors import PipelineError, SlideError
 from pipeline.geojson import read_geojson
-from pipeline.isolation import attempt
+from pipeline.isolation import Outcome, attempt
 from pipeline.weights import MANIFEST
 from tests.fuzz.__main__ import FINDINGS
 from tests.fuzz.targets import TARGETS, Target, ours, read_slide
@@ -55,7 +56,19 @@ def test_made_up_and_damaged_files(name: str) -> None:
 
 @pytest.mark.parametrize("found", sorted(FINDINGS.rglob("*.bin")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_what_the_fuzzer_found_once(found: Path) -> None:
-    ours(TARGETS[found.parent.name.replace("-", " ")], found.read_bytes())
+    outcome = read_in_little_memory(TARGETS[found.parent.name.replace("-", " ")], found.read_bytes())
+    assert (outcome.code, outcome.killed_by, outcome.stalled) == (0, 0, False)
+
+
+def read_in_little_memory(target: Target, content: bytes) -> Outcome:
+    """Let a target read bytes in a child process that may take 1 GiB more than this one has."""
+
+    def look() -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (used + 2**30, used + 2**30))
+        ours(target, content)
+
+    return attempt(look, stalled_after_s=20)
 
 
 BROKEN = """
@@ -159,16 +172,8 @@ CRAFTED = {
 @pytest.mark.parametrize("following", [0, 8, 9, 2**32 - 1])
 @pytest.mark.parametrize("case", CRAFTED)
 def test_a_crafted_tiff_is_refused_quickly_in_little_memory(case: str, following: int) -> None:
-    content = tiff(CRAFTED[case], following=following)
-
-    def look() -> None:
-        import resource
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-        ours(Target(read_slide, some.nothing(), list), content)
-
-    outcome = attempt(look, stalled_after_s=20)
+    target = Target(read_slide, some.nothing(), list)
+    outcome = read_in_little_memory(target, tiff(CRAFTED[case], following=following))
     assert (outcome.code, outcome.killed_by, outcome.stalled) == (0, 0, False)
 
 

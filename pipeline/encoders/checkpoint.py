@@ -26,11 +26,14 @@ DAMAGE = (
     AttributeError,
     EOFError,
     LookupError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
 )
 """What torch and safetensors raise on a file with changed or missing bytes, beside UnpicklingError."""
+SMALL_BYTES = 1 << 28
+"""A file up to this size that asks for more memory than there is states a length that is wrong."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -57,6 +60,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except DAMAGE as error:
         raise ConfigError(f"{path}: cannot be read as weights ({_first_line(error)}); fetch the file again") from error
+    except MemoryError as error:
+        if path.stat().st_size > SMALL_BYTES:
+            raise
+        raise ConfigError(f"{path}: cannot be read as weights (its lengths are wrong); fetch the file again") from error
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]

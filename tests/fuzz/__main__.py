@@ -68,7 +68,7 @@ def _run(name: str, engine: str, asked: argparse.Namespace, *, seconds: float) -
         command += ["--seconds", str(seconds), "--at-work", str(at_work), "--targets", asked.targets]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         found = at_work.read_bytes() if at_work.exists() else b""
-    tries = re.findall(r"(?m)^inputs (\d+)|^Done (\d+) in", done.stdout + done.stderr)
+    tries = re.findall(r"(?m)^inputs (\d+)|^Done (\d+) runs in", done.stdout + done.stderr)
     outcome = "nothing" if done.returncode == 0 else f"exit code {done.returncode}"
     took_s = time.monotonic() - started
     print(f"{name}, {engine}: {max(tries[-1]) if tries else 'some'} inputs in {took_s:.0f} s: {outcome}", flush=True)
