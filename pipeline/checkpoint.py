@@ -5,6 +5,7 @@ of everything the run depends on; one of another run is not used.
 """
 
 import hashlib
+import io
 import json
 import logging
 import pickle
@@ -48,8 +49,10 @@ def run_digest(parameters: Mapping[str, Any], bags: Iterable[Path]) -> str:
 
 def save(folder: Path, state: Mapping[str, Any], *, digest: str) -> None:
     """Write the checkpoint of a model folder, tensors and plain values only; it replaces the last one as a whole."""
+    content = io.BytesIO()  # torch names no cause when a disk fails under it
+    torch.save({"digest": digest, "state": dict(state)}, content)
     with store.replacing(folder / NAME) as part:
-        torch.save({"digest": digest, "state": dict(state)}, part)
+        part.write_bytes(content.getbuffer())
 
 
 def load(folder: Path, *, digest: str) -> dict[str, Any] | None:

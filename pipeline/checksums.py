@@ -15,7 +15,7 @@ from pipeline.errors import ArtefactError
 log = logging.getLogger(__name__)
 
 ATTRIBUTE = "user.asmil_wsi.sha256"
-KINDS = frozenset({".csv", ".tsv", ".txt", ".json", ".geojson", ".html", ".jpg", ".png", ".safetensors"})
+KINDS = frozenset({".csv", ".tsv", ".txt", ".md", ".json", ".geojson", ".html", ".js", ".jpg", ".png", ".safetensors"})
 
 
 def keep(path: Path, *, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.store import CHUNK_ROWS, replacing
+from pipeline.store import CHUNK_ROWS, replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Chunks:
         if self.folder.exists() and not (owner.is_file() and owner.read_text() == digest):
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
-        owner.write_text(digest)
+        write_text(owner, digest)
         self.finished = {index for index in range(self.count) if self._is_whole(index)}
         if self.finished:
             log.info("%s: going on after %d of %d chunks", bag.name, len(self.finished), self.count)

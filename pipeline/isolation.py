@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any, TypeVar
 
-from pipeline.endings import exit_code
+from pipeline.endings import exit_code, killed, say
 from pipeline.errors import PipelineError, SlideError
 
 log = logging.getLogger(__name__)
@@ -322,12 +322,7 @@ def _forwarding(child: int) -> Iterator[None]:
 def _pass_on(outcome: Outcome) -> None:
     """End as the child ended, unless it ended well."""
     if outcome.killed_by:
-        name = signal.Signals(outcome.killed_by).name
-        sys.stderr.write(
-            f"Error: the job was killed ({name}) by its user, the scheduler, or the system for want of memory;"
-            " run the same command again, with more memory if it was that\n"
-        )
-        sys.stderr.flush()
+        say(f"Error: {killed(outcome.killed_by)}")
         if outcome.killed_by != signal.SIGKILL:
             signal.signal(outcome.killed_by, signal.SIG_DFL)
         os.kill(os.getpid(), outcome.killed_by)

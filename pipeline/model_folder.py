@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from asmil.registry import MODELS, NamedModel, build
 from asmil.seeding import seeded
@@ -123,9 +123,9 @@ class ModelFolder:
         if self.outliers is not None:
             state |= {f"{_OUTLIERS}{key}": torch.from_numpy(getattr(self.outliers, key)) for key in _OUTLIER_ARRAYS}
         with store.replacing(folder / "weights.safetensors") as part:
-            save_file(state, part)
+            part.write_bytes(save(state))  # its own writer has no sentence for a full disk
         with store.replacing(folder / "anchor.safetensors") as part:
-            save_file({name: tensor.contiguous() for name, tensor in (result.anchor_state or {}).items()}, part)
+            part.write_bytes(save({name: tensor.contiguous() for name, tensor in (result.anchor_state or {}).items()}))
         description = {
             "schema_version": SCHEMA_VERSION,
             **made_by("train"),

@@ -11,10 +11,12 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.endings import sentence
 from pipeline.errors import ConfigError
 
 FOLDER = Path(".snakemake")
@@ -29,6 +31,9 @@ LOOKS = frozenset(
 )
 """Options of snakemake with which nothing is run; `-n` may be one of several letters."""
 
+ROOM_BYTES = 2**18
+"""Less than any run writes; a disk with less room is full."""
+
 _held: list[int] = []
 """Descriptors of the locks of this process, open until it ends."""
 
@@ -39,6 +44,23 @@ def only_looks(arguments: Iterable[str]) -> bool:
         argument.partition("=")[0] in LOOKS or (argument[:1] == "-" != argument[1:2] and "n" in argument)
         for argument in arguments
     )
+
+
+def require_room(*folders: Path) -> None:
+    """Write a little into each folder, before any work: Snakemake itself has no words for a full disk.
+
+    Raises
+    ------
+    ConfigError
+        If there is no room in one, or it cannot be written.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(ROOM_BYTES))
+        except OSError as error:
+            raise ConfigError(sentence(OSError(error.errno, error.strerror, str(folder))) or str(error)) from error
 
 
 def claim(folder: Path = FOLDER) -> None:

@@ -23,6 +23,7 @@ import zarr.storage
 from numpy.typing import NDArray
 
 from pipeline import checksums
+from pipeline.endings import tells_memory
 from pipeline.errors import ArtefactError, SlideError
 from pipeline.versions import SCHEMA_VERSION, made_by
 
@@ -111,6 +112,10 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(part)
         part.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # what failed was a write: it names no file by itself
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         with contextlib.suppress(OSError):  # on a disk that has just failed, the first error is the one to tell
             part.unlink(missing_ok=True)
@@ -258,6 +263,8 @@ def load(path: Path, names: Iterable[str] | None = None) -> Artefact:
     except FileNotFoundError as error:
         raise ArtefactError(f"{path}: no such file; run the workflow to make it") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
+        if tells_memory(error):  # of the machine's making: a good file must not be set aside
+            raise MemoryError(str(error)) from error
         raise DamagedError(path, str(error)) from error
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read ({error.strerror or error}); look at the disk it is on") from error

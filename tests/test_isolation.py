@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
+from pipeline.endings import killed
 from pipeline.fingerprint import UNREADABLE, fingerprint
 from tests.slides import slide_with_tissue, write_svs
 
@@ -133,7 +134,8 @@ def test_a_kill_is_passed_on_and_leaves_no_artefact_and_no_process(
     wait_for(lambda: not Path(f"/proc/{child}").exists())
     assert not (slide.parent / "a.zarr.zip").exists()
     if (which, number) != ("command", signal.SIGKILL):
-        assert f"Error: the job was killed ({number.name})" in errors
+        assert f"Error: {killed(number)}" in errors
+        assert ("memory" in errors) == (number == signal.SIGKILL)
 
 
 def test_a_pipe_in_the_place_of_a_slide_is_quarantined_at_once(slide: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class Study:
     @property
     def environment(self) -> dict[str, str]:
         """Give an environment in which the virtual environment is not activated, as `.venv/bin/snakemake` is run."""
-        return {"PATH": os.defpath, "HOME": str(self.folder), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+        return {"PATH": os.defpath, "HOME": str(self.folder.parent), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 
     def run(self, *arguments: str) -> Ran:
         """Run Snakemake in the study's folder to its end."""
@@ -99,6 +99,30 @@ class Study:
             check=False,
         )
         return Ran(done.returncode, done.stdout)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start Snakemake in the study's folder, as the leader of a process group of its own."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def command_line(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the pipeline's commands in the study's folder."""
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=self.folder,
+            env={**self.environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """Give the jobs that a run would run."""
@@ -127,6 +151,19 @@ class Study:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Snakemake and its jobs
         output, _ = process.communicate(timeout=600)
         return Ran(process.returncode, output)
+
+
+def jobs_in(folder: Path) -> Iterator[tuple[int, list[str]]]:
+    """Give process id and arguments, the stage first, of the commands that work in a folder."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[1:3] == ["-m", "pipeline"] and (entry / "cwd").resolve() == folder.resolve():
+                yield int(entry.name), words[3:]
+        except OSError:  # it ended meanwhile
+            continue
 
 
 def write_study(folder: Path) -> Study:

@@ -2,9 +2,8 @@
 
 import os
 import random
+import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import ROOT, Ran, Study, results_of
+from tests.workflow.conftest import Ran, Study, jobs_in, results_of
 
 pytestmark = pytest.mark.slow
 
@@ -22,30 +21,6 @@ STAGES = ("tile", "embed", "split", "train", "predict-bag", "heatmap", "report")
 KILLS_PER_STAGE = 3
 LAST_MOMENT_S = {"split": 0.6, "train": 1.5, "report": 0.9}
 """Latest kill after a job was seen; the others live for a second or less. Early, so that a fast machine is hit too."""
-
-
-def start(study: Study, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        study.command(*arguments),
-        cwd=study.folder,
-        env=study.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def jobs_in(folder: Path) -> Iterator[tuple[int, str]]:
-    """Give process id and stage of the commands that work in a folder."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if words[1:3] == ["-m", "pipeline"] and (entry / "cwd").resolve() == folder.resolve():
-                yield int(entry.name), words[3]
-        except OSError:  # it ended meanwhile
-            continue
 
 
 @contextmanager
@@ -57,7 +32,7 @@ def killer(folder: Path, *, seed: int) -> Iterator[Counter[str]]:
     def hunt() -> None:
         while not stop.is_set():
             now = time.monotonic()
-            for process, stage in jobs_in(folder):
+            for process, (stage, *_) in jobs_in(folder):
                 if stage in STAGES and process not in doomed:
                     doomed[process] = (now + chance.uniform(0.0, LAST_MOMENT_S.get(stage, 0.4)), stage)
             for process, (moment, stage) in list(doomed.items()):
@@ -91,7 +66,7 @@ def test_twenty_kills_of_all_stages_end_in_the_same_bits(fresh: Study, finished_
 
 
 def test_a_second_run_in_the_folder_is_refused_and_a_dry_run_is_not(fresh: Study) -> None:
-    first = start(fresh)
+    first = fresh.start()
     lock = fresh.folder / ".snakemake" / "asmil-run.lock"
     while not (lock.exists() and lock.read_text()):
         assert first.poll() is None
@@ -106,19 +81,25 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dry_run_is_not(fresh: Study
     assert planned.code == 0, planned.output
 
 
-def test_a_power_cut_that_tears_the_newest_files_is_found_and_mended(
-    finished: Study, finished_run: tuple[Study, Ran]
-) -> None:
-    kinds: tuple[str, ...] = (
-        "tiles/slide 0.zarr.zip",
-        "tissue/slide 1.jpg",
-        "tissue/slide 2.geojson",
-        "bags/slide 1.zarr.zip",
-    )
-    kinds += ("model/splits.csv", "model/fold-0/weights.safetensors", "model/fold-1/model.json")
-    kinds += ("model/fold-0/history.csv", "attention/slide 2.zarr.zip", "attention/slide 3.geojson", "cohort.tsv")
-    torn = [finished.folder / "results" / kind for kind in kinds]
-    torn += [finished.folder / "reports" / name for name in ("index.html", "metrics.json", "heatmaps/slide 4.png")]
+def artefacts_of(study: Study) -> list[Path]:
+    """Give all that a run wrote but its logs, relative to the study's folder."""
+    written = [path for name in ("results", "reports") for path in (study.folder / name).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(study.folder) for path in written if "logs" not in path.parts)
+
+
+def one_of_each_kind(study: Study) -> list[Path]:
+    """Give an artefact of every kind that a run writes, of several slides and folds in turn."""
+    kinds: dict[str, list[Path]] = {}
+    for path in artefacts_of(study):
+        kinds.setdefault(re.sub(r"slide \d|new\.ü|fold-\d", "*", str(path)), []).append(path)
+    return [paths[number % len(paths)] for number, (_, paths) in enumerate(sorted(kinds.items()))]
+
+
+def test_a_damaged_artefact_of_any_kind_is_found_and_mended(finished: Study, finished_run: tuple[Study, Ran]) -> None:
+    there = artefacts_of(finished)
+    kinds = one_of_each_kind(finished)
+    assert len(kinds) > 20
+    torn = [finished.folder / path for path in kinds]
     for number, path in enumerate(torn):
         content = path.read_bytes()
         if number % 2:
@@ -126,18 +107,19 @@ def test_a_power_cut_that_tears_the_newest_files_is_found_and_mended(
         else:  # a byte that a bad disk changed: same size, a plain look does not tell
             middle = len(content) // 2
             path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    found = pipeline(finished, "verify")
+    found = finished.command_line("verify")
     assert found.returncode == 1
     named = [path for path in torn if f"{path.relative_to(finished.folder)}: " in found.stderr]
     if supports_attributes(finished.folder):
         assert named == torn
-        assert f"{len(torn)} of " in found.stderr
-    repaired = pipeline(finished, "verify", "--repair")
+        assert f"{len(torn)} of {len(there)} files" in found.stderr
+    repaired = finished.command_line("verify", "--repair")
     assert repaired.returncode == 0, repaired.stderr
     ran = finished.run()
     assert ran.code == 0, ran.output
     assert results_of(finished) == results_of(finished_run[0])
-    assert pipeline(finished, "verify").returncode == 0
+    assert finished.command_line("verify").returncode == 0
+    assert [path for path in artefacts_of(finished) if path.suffix != ".damaged"] == there
 
 
 def test_a_stage_that_reads_a_damaged_file_says_so_and_the_same_command_mends_it(finished: Study) -> None:
@@ -152,18 +134,6 @@ def test_a_stage_that_reads_a_damaged_file_says_so_and_the_same_command_mends_it
     ran = finished.run()
     assert ran.code == 0, ran.output
     assert results_of(finished) == before
-
-
-def pipeline(study: Study, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        cwd=study.folder,
-        env={**study.environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def supports_attributes(folder: Path) -> bool:

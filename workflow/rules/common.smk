@@ -45,6 +45,7 @@ def read_input():
 def claim_folder():
     """Make this the only run in the folder, also where a killed one left its marks, or end with a sentence."""
     try:
+        running.require_room(running.FOLDER, RESULTS, REPORTS)
         running.claim()
     except PipelineError as error:
         stop(error)
@@ -123,12 +124,37 @@ def tiles_of_all():
 def intermediates():
     """Give what lies between slides and reports: asked for by name, as a damaged file that was removed is made anew."""
     slides = [RESULTS / stage / f"{slide}.zarr.zip" for stage in ("bags", "attention") for slide in COHORT.slides]
-    return [*slides, *tiles_of_all(), RESULTS / "model" / "splits.csv", *model_files(None)]
+    return [*slides, *tiles_of_all()]
 
 
 def geojsons():
     """Give the squares for QuPath of every slide."""
     return [RESULTS / "attention" / f"{shown}.geojson" for shown in SLIDE_SHOWN]
+
+
+def lost(wildcards):
+    """Give what is asked for only where it is gone: files that a job wrote beside one that is still there.
+
+    Snakemake does not miss a file that nobody asks for; to ask for all of them would make planning slow.
+    """
+    beside = [
+        (RESULTS / "tiles" / f"{slide}.zarr.zip", RESULTS / "tissue" / f"{slide}.{kind}")
+        for slide in COHORT.slides
+        for kind in ("geojson", "jpg")
+    ]
+    beside += [(REPORTS / "heatmaps" / f"{shown}.png", RESULTS / "views" / f"{shown}.json") for shown in SLIDE_SHOWN]
+    return [file for made, file in beside if not file.exists() and made.exists()]
+
+
+def of_the_cohort():
+    """Give what is written once for all slides: asked for by name, for the same reason as the intermediates."""
+    models = [RESULTS / "model", *(RESULTS / "compare" / name for name in COMPARED)]
+    trained = ("weights.safetensors", "anchor.safetensors", "model.json", "history.csv", "stability.csv")
+    files = [RESULTS / name for name in ("check.tsv", "check.txt", "cohort.tsv")]
+    files += [RESULTS / "model" / name for name in ("splits.csv", "models.json", "model_card.md", "metrics.json")]
+    files += [RESULTS / "compare" / name / "predictions.csv" for name in COMPARED]
+    files += [folder / f"fold-{fold}" / name for folder in models for fold in FOLDS for name in trained]
+    return [*files, REPORTS / "quality.tsv"]
 
 
 def bags_of_labelled(wildcards):
@@ -345,7 +371,7 @@ def print_failure():
     end_progress()
     print(
         "\nSome jobs failed; the sentence that says why is in the log named above."
-        " (an empty log: the job was killed, usually for want of memory)."
+        " (an empty log: the job was killed, by the system for want of memory, by its scheduler or by hand)."
         " Everything that was finished is kept: mend the cause and run the same command again.",
         file=sys.stderr,
     )
