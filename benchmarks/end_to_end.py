@@ -111,11 +111,11 @@ def processor_s() -> float:
 
 
 def count_patches(folder: Path) -> int:
-    """Count the patches of all slides."""
+    """Count the patches of all slides; a quarantined one has none."""
     from pipeline import store
 
     bags = (folder / "results" / "bags").glob("*.zarr.zip")
-    return sum(len(store.read(bag, names=("coords",)).arrays.get("coords", ())) for bag in bags)
+    return sum(len(store.read(bag).arrays.get("coords", ())) for bag in bags)
 
 
 def main() -> None:
