@@ -1,0 +1,20 @@
+"""The benchmarks of the workflow measure what they say."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.workflow.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def test_planning_is_measured_from_nothing_and_where_all_is_done() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--slides", "10"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    (row,) = json.loads(ran.stdout.splitlines()[-1])["planned"]
+    assert row["jobs"] == 4 * 10 + 5 + 6
+    assert row["files"] > 8 * 10
+    assert row["cold"]["cpu_s"] > 0 < row["warm"]["cpu_s"]
