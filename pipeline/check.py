@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import isolation, store
+from pipeline import bucket, isolation, store
 from pipeline.cohort import Cohort, Drawn, Label, Override
 from pipeline.cohort_summary import summarise
 from pipeline.cohort_table import CohortRow, complete, write_cohort
@@ -64,7 +65,7 @@ def describe(
 
 
 def _said(
-    slide_id: str, path: Path, *, label: Label | None, override: Override | None, drawn: Drawn | None
+    slide_id: str, path: bucket.Location, *, label: Label | None, override: Override | None, drawn: Drawn | None
 ) -> dict[str, str]:
     """Give the cells of a row that are known without the slide's file."""
     given = label or Label("", slide_id)
@@ -178,11 +179,13 @@ def look(
         }
 
     def one(slide_id: str) -> CohortRow:
-        path = cohort.slides[slide_id]
-        try:
-            return describe(slide_id, path, **said(slide_id), **options)
-        except FileNotFoundError as error:
-            raise gone(path) from error
+        place = cohort.slides[slide_id]
+        with bucket.local(place) as path:
+            try:
+                row = describe(slide_id, path, **said(slide_id), **options)
+            except FileNotFoundError as error:
+                raise gone(path) from error
+        return replace(row, path=str(place))
 
     def failed(slide_id: str, error: SlideError) -> CohortRow:
         log.warning("%s: %s", slide_id, error)
@@ -201,11 +204,13 @@ def _forecast(
     stalled_after_s: float,
 ) -> Forecast | None:
     """Forecast the work in a process of its own, as it reads pixels; None where that is not possible."""
-    if not areas_mm2:
+    # tissue is measured on slides that need no further copy
+    here = {name: place for name in areas_mm2 if isinstance(place := cohort.slides[name], Path)}
+    if not here:
         return None
 
     def all_of(_: None) -> Forecast | None:
-        return forecast(areas_mm2, cohort.slides, overrides=overrides, work=work)
+        return forecast(areas_mm2, here, overrides=overrides, work=work)
 
     def failed(_: None, error: SlideError) -> None:
         log.warning("no forecast: %s", error.reason)

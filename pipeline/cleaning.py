@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 FOLD = r"fold-\d+/(weights\.safetensors|anchor\.safetensors|model\.json|history\.csv|stability\.csv)"
 OF_RESULTS = re.compile(
-    r"(check\.tsv|check\.txt|cohort\.tsv|run\.json|strict\.ok"
+    r"(check\.tsv|check\.txt|cohort\.tsv|run\.json|archive\.json|strict\.ok"
     r"|(tiles|bags|attention)/[^/]+\.zarr\.zip|attention/[^/]+\.geojson|tissue/[^/]+\.(geojson|jpg)|views/[^/]+\.json"
     rf"|model/(splits\.csv|models\.json|model_card\.md|metrics\.json|{FOLD})"
     rf"|compare/[^/]+/(predictions\.csv|{FOLD})"

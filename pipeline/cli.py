@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from pipeline import check_command, isolation, running
+from pipeline import bucket, check_command, isolation, running
 from pipeline.cli_encoders import add_encoder_commands
 from pipeline.cli_models import add_model_commands
 from pipeline.cli_predict import add_predict_commands
@@ -75,9 +75,9 @@ def heatmap(
 
         known = store.read_attributes(attention)["fingerprint"]
         if unreadable is None and known != UNREADABLE:  # else the picture would show another slide's pixels
-            require(slide, known)
+            require(path, known)
         stage.run(
-            slide,
+            path,
             attention=attention,
             png=png,
             geojson=geojson,
@@ -94,7 +94,8 @@ def heatmap(
             unreadable=unreadable,
         )
 
-    isolation.run(work, stalled_after_s=stalled_after_s, quarantine=work)
+    with bucket.local(slide) as path:
+        isolation.run(work, stalled_after_s=stalled_after_s, quarantine=work)
 
 
 @app.command()

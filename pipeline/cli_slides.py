@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from pipeline import isolation
+from pipeline import bucket, isolation
 from pipeline.cli_encoders import Stain
 from pipeline.errors import SlideError
 from pipeline.options import (
@@ -81,12 +81,12 @@ def tile(
         from pipeline.quality import QualityOptions
         from pipeline.tissue import TissueOptions
 
-        if planned is not None:
-            require(slide, planned)
+        if planned is not None and not bucket.is_url(slide):
+            require(path, planned)
         stage.run(
-            slide,
+            path,
             slide_id=slide_id,
-            fingerprint=fingerprint(slide),
+            fingerprint=fingerprint(path),
             tiles=tiles,
             tissue=tissue,
             preview=preview,
@@ -126,7 +126,8 @@ def tile(
             attributes=attributes,
         )
 
-    isolation.run(work, stalled_after_s=stalled_after_s, quarantine=quarantine)
+    with bucket.local(slide, planned=planned) as path:
+        isolation.run(work, stalled_after_s=stalled_after_s, quarantine=quarantine)
 
 
 def embed(
@@ -160,7 +161,7 @@ def embed(
 
         device = kind_of_device(gpus=gpus) if encoders.spec(encoder, weights_folder).uses_gpu else "cpu"
         stage.run(
-            slide,
+            path,
             slide_id=slide_id,
             tiles=tiles,
             bag=bag,
@@ -187,7 +188,7 @@ def embed(
         from pipeline import embed as stage
 
         stage.read_only(
-            slide,
+            path,
             tiles=tiles,
             threads=threads,
             mpp=mpp,
@@ -200,12 +201,13 @@ def embed(
 
         stage.write_quarantined(error, slide_id=slide_id, tiles=tiles, bag=bag, parameters=_recorded(context))
 
-    isolation.run(work, stalled_after_s=stalled_after_s, quarantine=quarantine, read_again=read_again)
+    with bucket.local(slide) as path:
+        isolation.run(work, stalled_after_s=stalled_after_s, quarantine=quarantine, read_again=read_again)
 
 
 def _recorded(context: typer.Context) -> dict[str, Any]:
     """Give a command's options as the artefact records them: without paths and limits, which differ by machine."""
-    of_machine = {"stalled_after_s", "planned", "threads", "gpus"}
+    of_machine = {"slide", "stalled_after_s", "planned", "threads", "gpus"}
     options = {
         name: value for name, value in context.params.items() if not isinstance(value, Path) and name not in of_machine
     }

@@ -1,6 +1,6 @@
 """What the user gave: the slides, and the tables and drawings beside them.
 
-Only the standard library is imported here, because the workflow reads the cohort each time it plans.
+Nothing heavy is imported here, because the workflow reads the cohort each time it plans.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from pipeline import tasks
-from pipeline.discovery import discover
+from pipeline.bucket import Location, is_url
+from pipeline.discovery import discover, discover_in_bucket
 from pipeline.errors import ConfigError
 from pipeline.user_tables import read_csv
 
@@ -55,7 +56,7 @@ class Cohort:
     Parameters
     ----------
     slides
-        Path by slide id, sorted by id.
+        Where each slide is, by slide id, sorted by id.
     labels
         Labels of the slides that are present.
     known
@@ -74,7 +75,7 @@ class Cohort:
         Why the labels cannot be cross-validated; empty if they can.
     """
 
-    slides: dict[str, Path]
+    slides: Mapping[str, Location]
     labels: dict[str, Label]
     known: dict[str, Label] = field(default_factory=dict)
     overrides: dict[str, Override] = field(default_factory=dict)
@@ -157,7 +158,7 @@ def _override_mpp(path: Path, line: int, text: str) -> float | None:
 
 
 def load(
-    folder: Path,
+    folder: Path | str,
     *,
     labels: Path,
     overrides: Path,
@@ -174,7 +175,7 @@ def load(
     Parameters
     ----------
     folder
-        The slides.
+        The slides: a folder, or an address in a bucket (`s3://bucket/folder`).
     labels, overrides
         The tables; the second may be missing.
     target, folds
@@ -191,7 +192,8 @@ def load(
     ConfigError
         See `discover`, `read_labels`, `read_overrides` and `check_labels`.
     """
-    found, warnings = discover(folder)
+    found: Mapping[str, Location]
+    found, warnings = discover_in_bucket(str(folder)) if is_url(folder) else discover(Path(folder))
     given = read_labels(labels, target=target, task=task, event=event)
     known = read_overrides(overrides)
     slides = {name: path for name, path in found.items() if not known.get(name, Override()).skip}
@@ -227,7 +229,7 @@ def load(
     )
 
 
-def _find_drawn(folder: Path | None, slides: Mapping[str, Path], warnings: list[str]) -> dict[str, Path]:
+def _find_drawn(folder: Path | None, slides: Iterable[str], warnings: list[str]) -> dict[str, Path]:
     """Find `{slide}.geojson` in a folder that may be missing; name what belongs to no slide."""
     files = sorted(folder.glob("*.geojson")) if folder is not None else []
     found = {unicodedata.normalize("NFC", file.name.removesuffix(".geojson")): file for file in files}
@@ -241,7 +243,7 @@ def check_labels(
     present: Mapping[str, Label],
     given: Mapping[str, Label],
     *,
-    slides: Mapping[str, Path],
+    slides: Mapping[str, Location],
     path: Path,
     folds: int,
     task: str = tasks.CLASSIFICATION,

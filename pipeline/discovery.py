@@ -1,13 +1,15 @@
 """Find the slides below a folder, and their ids.
 
-Only the standard library is imported here, because the workflow reads the cohort each time it plans.
+Nothing heavy is imported here, because the workflow reads the cohort each time it plans.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
+from pipeline import bucket
 from pipeline.errors import ConfigError
 from pipeline.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, companions
 
@@ -35,29 +37,45 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
         If the folder is missing or holds no slide, if two slides have one id, or if a name is one that the workflow
         cannot pass on (see `_check_id`).
     """
-    found: dict[str, Path] = {}
+    named: list[tuple[str, Path]] = []
     warnings: list[str] = []
     for path in _slide_paths(folder, warnings):
         if path == folder:
             raise ConfigError(f"{folder} itself holds .dcm files; put each DICOM series into a folder of its own there")
         relative = path.relative_to(folder)
-        name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
+        named.append((relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix(), path))
+    return _by_id(named, folder), warnings
+
+
+def discover_in_bucket(url: str) -> tuple[dict[str, bucket.BucketSlide], list[str]]:
+    """Find the slides below an address (`s3://bucket/folder`); as `discover`."""
+    named, warnings = bucket.slides(url)
+    return _by_id(named, url), warnings
+
+
+S = TypeVar("S", Path, bucket.BucketSlide)
+
+
+def _by_id(named: Iterable[tuple[str, S]], place: object) -> dict[str, S]:
+    """Give slides by id, sorted; `named` has their paths below `place` without the extension."""
+    found: dict[str, S] = {}
+    for name, slide in named:
         slide_id = unicodedata.normalize("NFC", name.replace("/", "__"))
-        _check_id(slide_id, path)
+        _check_id(slide_id, slide)
         if slide_id in found:
             raise ConfigError(
-                f"{found[slide_id]} and {path} have the same slide id '{slide_id}'; rename or remove one of them"
+                f"{found[slide_id]} and {slide} have the same slide id '{slide_id}'; rename or remove one of them"
             )
-        found[slide_id] = path
+        found[slide_id] = slide
     if not found:
         raise ConfigError(
-            f"no slides in {folder}; put whole-slide images (.svs, .ndpi, .mrxs, .tiff and others) there"
+            f"no slides in {place}; put whole-slide images (.svs, .ndpi, .mrxs, .tiff and others) there"
             " and their labels in the labels file"
         )
-    return dict(sorted(found.items())), warnings
+    return dict(sorted(found.items()))
 
 
-def _check_id(slide_id: str, path: Path) -> None:
+def _check_id(slide_id: str, path: bucket.Location) -> None:
     """Refuse an id that Snakemake or the file system would stumble over, with all other slides.
 
     Braces and angle brackets mark wildcards and path variables, an end that repeats often is taken for a wildcard that

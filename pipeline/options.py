@@ -22,14 +22,14 @@ class IntervalMethod(StrEnum):
     percentile = "percentile"
 
 
-SlidesFolder = Annotated[Path, Option(help="Folder of the slides.")]
+SlidesFolder = Annotated[str, Option(help="Folder of the slides, or s3://bucket/folder.")]
 LabelsFile = Annotated[Path, Option(help="Labels file.")]
 OverridesFile = Annotated[Path, Option(help="Overrides file; may be missing.")]
 Target = Annotated[str, Option(help="Column of the labels file to learn.")]
 TaskName = Annotated[TaskKind, Option(help="What is learned of it: a class, a time to an event, a number.")]
 EventColumn = Annotated[str, Option(help="Column that says whether the event was seen; for survival.")]
 Folds = Annotated[int, Option(min=2, help="Outer folds, which the labels must allow.")]
-SlideFile = Annotated[Path, Argument(help="The slide.", show_default=False)]
+SlideFile = Annotated[str, Argument(help="The slide: a path, or s3://bucket/key.", show_default=False)]
 SlideId = Annotated[str, Option(help="Its id.", show_default=False)]
 Threads = Annotated[int, Option(min=1, help="Threads to use.")]
 Gpus = Annotated[int, Option(min=0, help="GPUs that may be used; 0 computes on the CPU.")]

@@ -141,7 +141,7 @@ def load_cohort(settings: Settings) -> Cohort:
     encoders.required_weights(**_weights(settings))
     paths = settings["paths"]
     return cohorts.load(
-        Path(paths["slides"]),
+        paths["slides"],
         labels=Path(paths["labels"]),
         overrides=Path(paths["overrides"]),
         target=settings["target"],

@@ -1,11 +1,12 @@
 """The profile for SLURM, on a SLURM of one node."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from pipeline import cluster
-from tests.workflow.conftest import ROOT, Ran, Study
+from tests.workflow.conftest import ROOT, Ran, Study, results_of
 from tests.workflow.slurm import one_node
 
 pytestmark = pytest.mark.slow
@@ -15,6 +16,14 @@ pytestmark = pytest.mark.slow
 def slurm() -> Iterator[None]:
     with one_node():
         yield
+
+
+def jobs_of_slurm() -> list[str]:
+    """Give memory, GPUs and end of each job in the order of submission; SLURM forgets them after five minutes."""
+    columns = "MinMemory:.20,tres-per-job:.20,State:.20"
+    query = ["squeue", "--states=all", "--noheader", "--sort=i", f"--Format={columns}"]
+    found = subprocess.run(query, capture_output=True, text=True, check=True)
+    return [" ".join(line.split()) for line in found.stdout.splitlines()]
 
 
 def submit(study: Study, *arguments: str) -> Ran:
@@ -34,6 +43,36 @@ def test_a_failing_job_ends_the_run_on_a_cluster(slurm: None, finished: Study) -
     assert ran.code == 1, ran.output
     assert "has been submitted with SLURM jobid" in ran.output
     assert "slide 0.zarr.zip" in ran.output
+
+
+def test_a_new_slide_goes_through_to_the_report_on_a_cluster(slurm: None, finished: Study) -> None:
+    expected = results_of(finished)
+    for path in (finished.folder / "results").rglob("new.ü*"):
+        if path.is_file():
+            path.unlink()
+    (finished.folder / "reports" / "heatmaps" / "new.ü.png").unlink()
+    ran = submit(finished)
+    assert ran.code == 0, ran.output
+    assert {name: ran.jobs[name] for name in ("tile", "embed", "predict", "heatmap", "report")} == dict.fromkeys(
+        ("tile", "embed", "predict", "heatmap", "report"), 1
+    )
+    assert results_of(finished) == expected
+
+
+def test_a_job_killed_for_memory_is_tried_again_with_more_and_gets_a_gpu(slurm: None, finished: Study) -> None:
+    weights = finished.folder / "results" / "model" / "fold-1" / "weights.safetensors"
+    expected = weights.read_bytes()
+    weights.unlink()
+    # the interpreter with torch alone takes more than the first attempt gives
+    growing = ("--set-resources", "train:mem_mb=450*attempt")
+    ran = submit(finished, "results/model/fold-1/weights.safetensors", *growing)
+    assert ran.code == 0, ran.output
+    assert "exceeded memory limit" in ran.output
+    asked = [line for line in jobs_of_slurm() if line.startswith(("450M", "900M"))]
+    assert [line.split()[0] for line in asked] == ["450M", "900M"]
+    assert all("gpu:1" in line for line in asked)
+    assert asked[-1].endswith("COMPLETED")
+    assert weights.read_bytes() == expected
 
 
 @pytest.mark.parametrize("stage", cluster.NEEDS)

@@ -10,11 +10,19 @@ from functools import cache
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cluster, cohort as cohorts, progress, pseudonyms, running, settings, stage_flags, upgrade
+from pipeline import (
+    bucket,
+    cluster,
+    cohort as cohorts,
+    progress,
+    pseudonyms,
+    running,
+    settings,
+    stage_flags,
+    upgrade,
+)
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import fingerprint
 from pipeline.versions import artefact_version
-
 
 # Planning makes millions of objects that live until its end: looking through them for garbage costs a twentieth of it.
 gc.set_threshold(100_000, 20, 100)
@@ -192,13 +200,23 @@ def artefact_of(stage):
 
 @quick
 def slide_path(wildcards):
-    """Give the slide; a newer time stamp alone is no reason to run again, its content is (see `slide_print`)."""
-    return ancient(COHORT.slides[slide_of(wildcards)])
+    """Give the slide; a newer time stamp alone is no reason to run again, its content is (see `slide_print`).
+
+    None for one in a bucket: its job fetches it.
+    """
+    place = COHORT.slides[slide_of(wildcards)]
+    return [] if bucket.is_url(place) else ancient(place)
+
+
+@quick
+def slide_place(wildcards):
+    """Give where the slide is: a path, or an address in a bucket."""
+    return str(COHORT.slides[slide_of(wildcards)])
 
 
 @cache
 def slide_fingerprint(slide):
-    return fingerprint(COHORT.slides[slide])
+    return bucket.fingerprint_of(COHORT.slides[slide])
 
 
 def granted_gpus(stage):
@@ -286,12 +304,14 @@ def gpu_queue():
     return settings.gpus(SETTINGS, "embed", local=workflow.local_exec)
 
 
-def size_mb(files):
-    """Give the size of a job's input in MB.
+def size_mb(files, wildcards):
+    """Give the size of a job's input in MB, with that of its slide where it is in a bucket.
 
     Faster than Snakemake's `input.size_mb`, which starts an event loop for each job: a tenth of the planning.
     """
-    return sum(os.stat(file).st_size for file in files) / 2**20
+    slide = COHORT.slides.get(slide_of(wildcards))
+    fetched = slide.size if isinstance(slide, bucket.BucketSlide) else 0
+    return (fetched + sum(os.stat(file).st_size for file in files)) / 2**20
 
 
 # Memory and time are reckoned for each job where they count: on a cluster, or under a limit (--resources mem_mb=16000).
@@ -305,7 +325,7 @@ def memory_of(stage):
 
     @quick
     def of_job(wildcards, input, attempt):
-        return cluster.memory_mb(stage, input_mb=size_mb(input), attempt=attempt, extra_mb=extra)
+        return cluster.memory_mb(stage, input_mb=size_mb(input, wildcards), attempt=attempt, extra_mb=extra)
 
     return of_job if NEEDS_COUNT else cluster.memory_mb(stage, input_mb=0, attempt=1, extra_mb=extra)
 
@@ -315,7 +335,7 @@ def minutes_of(stage):
 
     @quick
     def of_job(wildcards, input, attempt):
-        return cluster.minutes(stage, input_mb=size_mb(input), attempt=attempt)
+        return cluster.minutes(stage, input_mb=size_mb(input, wildcards), attempt=attempt)
 
     return of_job if NEEDS_COUNT else cluster.minutes(stage, input_mb=0, attempt=1)
 
@@ -354,6 +374,20 @@ def record_run():
     written = run_record.outputs(results=RESULTS, reports=REPORTS)
     record = run_record.describe(config, COHORT, prints, weights=settings.weights_print(SETTINGS), outputs=written)
     run_record.write(RESULTS / run_record.NAME, record)
+
+
+def archive_results():
+    """Copy results and reports to the bucket that the settings name, or end with the sentence that says why not."""
+    if SETTINGS["paths"]["archive"] is None:
+        return
+    from pipeline import archive
+
+    try:
+        copied = archive.run(results=RESULTS, reports=REPORTS, url=SETTINGS["paths"]["archive"])
+    except PipelineError as error:
+        end_progress()
+        stop(error)
+    print(f"{copied} files copied to {SETTINGS['paths']['archive']}", file=sys.stderr)
 
 
 def print_summary():

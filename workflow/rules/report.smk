@@ -26,9 +26,10 @@ rule heatmap:
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=artefact_version("heatmap"),
+        slide=slide_place,
         flags=flags("heatmap"),
     shell:
-        "python -m pipeline heatmap {input.slide:q} --attention {input.attention:q} --tiles {input.tiles:q}"
+        "python -m pipeline heatmap {params.slide:q} --attention {input.attention:q} --tiles {input.tiles:q}"
         " --png {output.png:q} --geojson {output.geojson:q} --view {output.view:q}"
         " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 

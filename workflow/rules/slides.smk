@@ -48,11 +48,12 @@ rule tile:
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=artefact_version("tile"),
+        slide=slide_place,
         fingerprint=slide_print,
         drawn=drawn_digest if COHORT.drawn else "",
         flags=flags("tile"),
     shell:
-        "python -m pipeline tile {input.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
+        "python -m pipeline tile {params.slide:q} --slide-id {wildcards.slide:q} --tiles {output.tiles:q}"
         " --planned {params.fingerprint} --tissue {output.tissue:q} --preview {output.preview:q}"
         " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"
 
@@ -96,10 +97,11 @@ rule embed:
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=artefact_version("embed"),
+        slide=slide_place,
         fingerprint=slide_print,
         weights=settings.weights_print(SETTINGS),
         flags=flags("embed"),
     shell:
-        "python -m pipeline embed {input.slide:q} --slide-id {wildcards.slide:q} --tiles {input.tiles:q}"
+        "python -m pipeline embed {params.slide:q} --slide-id {wildcards.slide:q} --tiles {input.tiles:q}"
         " --bag {output.bag:q} --threads {threads} --gpus {resources.gpu_queue} {resources.speed}"
         " --stalled-after-s {resources.stalled_after_s} {params.flags} 2> {log:q}"

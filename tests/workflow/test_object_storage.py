@@ -1,0 +1,55 @@
+"""The whole workflow on slides in a bucket, with results copied to one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests import buckets
+from tests.workflow.conftest import Study, write_study
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class StudyInBucket(Study):
+    """A study whose jobs find an object store."""
+
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, **self.variables, "TMPDIR": str(self.folder.parent / "scratch")}
+
+
+@pytest.fixture
+def variables() -> Iterator[dict[str, str]]:
+    with buckets.server() as found:
+        yield found
+
+
+def test_slides_come_from_a_bucket_and_results_go_to_one(variables: dict[str, str], tmp_path: Path) -> None:
+    client = buckets.client(variables)
+    client.create_bucket(Bucket="hospital")
+    study = StudyInBucket(write_study(tmp_path / "study").folder, variables)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for path in sorted(study.raw.iterdir()):
+        client.upload_file(str(path), "hospital", f"raw/{path.name}")
+        path.unlink()
+    study.configure(paths={"slides": "s3://hospital/raw", "archive": "s3://hospital/study"})
+    ran = study.run()
+    assert ran.code == 0, ran.output
+    assert list(scratch.glob("asmil-wsi-slide-*")) == []
+    assert "s3://hospital/raw/slide 0.svs" in (study.folder / "results" / "check.tsv").read_text()
+    listed = client.list_objects_v2(Bucket="hospital", Prefix="study/")["Contents"]
+    keys = {entry["Key"].removeprefix("study/") for entry in listed}
+    assert {"reports/predictions.csv", "reports/heatmaps/new.ü.png", "results/bags/slide 3.zarr.zip"} <= keys
+    body = client.get_object(Bucket="hospital", Key="study/reports/predictions.csv")["Body"].read()
+    assert body == (study.folder / "reports" / "predictions.csv").read_bytes()
+    assert study.plan() == {}
+    # another slide under a name that was there: its own jobs, as after a replaced file
+    client.copy_object(Bucket="hospital", Key="raw/new.ü.svs", CopySource="hospital/raw/slide 1.svs")
+    planned = study.plan()
+    assert (planned["tile"], planned["embed"], "train" in planned) == (1, 1, False)
