@@ -27,10 +27,10 @@ def test_snakemake_killed_while_its_jobs_go_on_or_with_them_ends_in_the_same_bit
     fresh: Study, finished_run: tuple[Study, Ran]
 ) -> None:
     for stage, with_jobs in (("tile", False), ("train", True), ("heatmap", False)):
-        run = fresh.start()
-        wait_for(run, lambda stage=stage: any(words[0] == stage for _, words in jobs_in(fresh.folder)))  # type: ignore[misc]
-        (os.killpg if with_jobs else os.kill)(run.pid, signal.SIGKILL)
-        run.wait(timeout=60)
+        with fresh.start() as run:
+            wait_for(run, lambda stage=stage: any(words[0] == stage for _, words in jobs_in(fresh.folder)))  # type: ignore[misc]
+            (os.killpg if with_jobs else os.kill)(run.pid, signal.SIGKILL)
+            run.wait(timeout=60)
         assert not (fresh.folder / "reports" / "index.html").exists()
     ran = fresh.run()  # the same command, at once: it waits for the jobs that go on, and needs no --unlock
     assert ran.code == 0, ran.output
