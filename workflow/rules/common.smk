@@ -291,15 +291,22 @@ def flags(stage):
 
 
 def gpu_of(stage):
-    """Give the GPUs that a job asks for: none where it would not use one.
+    """Give a function that tells the GPUs that a job asks for: none where it would not use one.
 
-    On this machine `embed` asks for a place in the queue before the GPUs instead; see `gpu_queue`.
+    On this machine `embed` asks for a place in the queue before the GPUs instead; see `gpu_queue`. A function, as
+    Snakemake says only after the rules are read whether jobs run here (`workflow.local_exec`).
     """
-    queues = stage == "embed" and workflow.local_exec
-    return 0 if queues else settings.gpus(SETTINGS, stage, local=workflow.local_exec)
+
+    @quick
+    def of_job(wildcards):
+        queues = stage == "embed" and workflow.local_exec
+        return 0 if queues else settings.gpus(SETTINGS, stage, local=workflow.local_exec)
+
+    return of_job
 
 
-def gpu_queue():
+@quick
+def gpu_queue(wildcards):
     """Give the GPUs that an `embed` job will use once it is its turn."""
     return settings.gpus(SETTINGS, "embed", local=workflow.local_exec)
 
@@ -315,34 +322,35 @@ def size_mb(files, wildcards):
 
 
 # Memory and time are reckoned for each job where they count: on a cluster, or under a limit (--resources mem_mb=16000).
-# Elsewhere a figure for the stage will do; functions of thousands of jobs are a tenth of the planning.
-NEEDS_COUNT = not workflow.local_exec or not {"mem_mb", "runtime"}.isdisjoint(workflow.global_resources)
+# Elsewhere a figure for the stage will do, without a look at thousands of files.
+LIMITED = not {"mem_mb", "runtime"}.isdisjoint(workflow.global_resources)
 
 
 def memory_of(stage):
-    """Give the memory in MB that a job asks for, or a function that tells it: more at each attempt."""
+    """Give a function that tells the memory in MB that a job asks for: more at each attempt."""
     extra = settings.cache_mb(SETTINGS) if stage == "train" else 0
 
     @quick
     def of_job(wildcards, input, attempt):
-        return cluster.memory_mb(stage, input_mb=size_mb(input, wildcards), attempt=attempt, extra_mb=extra)
+        size = 0 if workflow.local_exec and not LIMITED else size_mb(input, wildcards)
+        return cluster.memory_mb(stage, input_mb=size, attempt=attempt, extra_mb=extra)
 
-    return of_job if NEEDS_COUNT else cluster.memory_mb(stage, input_mb=0, attempt=1, extra_mb=extra)
+    return of_job
 
 
 def minutes_of(stage):
-    """Give the minutes that a job asks for, or a function that tells them: more at each attempt."""
+    """Give a function that tells the minutes that a job asks for: more at each attempt."""
 
     @quick
     def of_job(wildcards, input, attempt):
-        return cluster.minutes(stage, input_mb=size_mb(input, wildcards), attempt=attempt)
+        size = 0 if workflow.local_exec and not LIMITED else size_mb(input, wildcards)
+        return cluster.minutes(stage, input_mb=size, attempt=attempt)
 
-    return of_job if NEEDS_COUNT else cluster.minutes(stage, input_mb=0, attempt=1)
+    return of_job
 
 
-# The folder for temporary files. On a cluster each node names its own; here it is the same for all jobs, and Snakemake
-# need not ask for it thousands of times.
-TMPDIR = tempfile.gettempdir() if workflow.local_exec else quick(lambda wildcards: tempfile.gettempdir())
+# The folder for temporary files, which each node of a cluster names its own.
+TMPDIR = quick(lambda wildcards: tempfile.gettempdir())
 
 STAGES = ("check", "tile", "embed", "split", "train", "train_compared", "compare", "predict", "heatmap", "report")
 WATCHES = []

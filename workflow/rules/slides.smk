@@ -91,7 +91,7 @@ rule embed:
         runtime=minutes_of("embed"),
         tmpdir=TMPDIR,
         gpu=gpu_of("embed"),
-        gpu_queue=gpu_queue(),
+        gpu_queue=gpu_queue,
         # a resource, as another speed is no reason to run again
         speed=settings.embed_speed(SETTINGS),
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
