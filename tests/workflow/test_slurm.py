@@ -67,7 +67,6 @@ def test_a_job_killed_for_memory_is_tried_again_with_more_and_gets_a_gpu(slurm: 
     growing = ("--set-resources", "train:mem_mb=450*attempt")
     ran = submit(finished, "results/model/fold-1/weights.safetensors", *growing)
     assert ran.code == 0, ran.output
-    assert "exceeded memory limit" in ran.output
     asked = [line for line in jobs_of_slurm() if line.startswith(("450M", "900M"))]
     assert [line.split()[0] for line in asked] == ["450M", "900M"]
     assert all("gpu:1" in line for line in asked)
