@@ -26,6 +26,9 @@ Mode = Literal["ema", "frozen", "uniform", "none"]
 Target = Literal["nsf", "softmax"]
 Init = Literal["copy", "random"]
 
+MIN_TEMPERATURE = 1e-3
+"""Below it the division of logits overflows before the target says anything new: it is one-hot long before."""
+
 UNIFORM_ENTROPY = 0.99
 """Entropy of the target, as a share of log N, above which the loss does little but flatten attention."""
 
@@ -93,7 +96,7 @@ class AnchorConfig:
                 raise ValueError(f"anchor {name} is {getattr(self, name)!r}; choose from {', '.join(get_args(choice))}")
         ranges = {
             "beta": 0 <= self.beta < math.inf,
-            "temperature": 0 < self.temperature < math.inf,
+            "temperature": MIN_TEMPERATURE <= self.temperature < math.inf,
             "quantile": 0 <= self.quantile <= 1,
             "momentum": 0 <= self.momentum <= 1,
             "half_life_epochs": self.half_life_epochs is None or 0 < self.half_life_epochs < math.inf,
@@ -212,8 +215,8 @@ class AnchorRegularizer:
         dtype = next(iter(self._parameters().values())).dtype
         logits = self.anchor.attention_logits(features.to(dtype), mask, context)
         self._try_once(logits)
-        logits = center_logits(logits, spread, center=self.config.center, quantile=self.config.quantile)
         self._add("anchor_positive_share", (logits > 0).sum(-1) / (logits > -torch.inf).sum(-1))
+        logits = center_logits(logits, spread, center=self.config.center, quantile=self.config.quantile)
         if self.config.target == "softmax":
             return log_softmax(logits / self.config.temperature)
         return log_nsf(logits, temperature=self.config.temperature)
@@ -248,7 +251,7 @@ class AnchorRegularizer:
         Returns
         -------
         `anchor_kl` (nats), `anchor_target_entropy` (share of log N) and, where there is an anchor,
-        `anchor_positive_share` (patches whose centred anchor logit is above 0); empty where no loss was taken.
+        `anchor_positive_share` (patches whose anchor logit, not centred, is above 0); empty where no loss was taken.
         """
         means = {name: float(total) / self._count for name, total in self._sums.items() if self._count}
         self._sums, self._count = {}, 0

@@ -1,8 +1,9 @@
 """Bags: what a caller gives for a slide, and its check."""
 
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -96,6 +97,11 @@ def check_features(features: Tensor | NDArray[Any], *, name: str, d_in: int, dev
     return features
 
 
+def is_number(label: object) -> TypeGuard[float]:
+    """Tell a number, of numpy or torch too, from a follow-up, a text or nothing."""
+    return isinstance(label, numbers.Real) or (isinstance(label, np.generic | np.ndarray | Tensor) and label.ndim == 0)
+
+
 def check_label(label: Label, *, name: str, classes: int) -> int:
     """Give the label as an int.
 
@@ -104,6 +110,6 @@ def check_label(label: Label, *, name: str, classes: int) -> int:
     BagError
         If it is not one of 0 to `classes` - 1.
     """
-    if isinstance(label, FollowUp) or not 0 <= label < classes or int(label) != label:
+    if not is_number(label) or not 0 <= label < classes or int(label) != label:
         raise BagError(f"{name}: label {label} is not a class index from 0 to {classes - 1}")
     return int(label)

@@ -24,7 +24,7 @@ _PARTS = {
     "layer_norm.bias": "norm_bias",
 }
 
-_UNUSED = re.compile(r"(classifier\.\d+\.fc|norm\d*|layer_norm\d*)\.(weight|bias)")
+_UNUSED = re.compile(r"(classifier\.\d+\.fc|(.+\.)?(norm|ln|layer_?norm)\d*)\.(weight|bias)", re.IGNORECASE)
 """Stored but not on the way to the logits: one auxiliary classifier a token, and layer norms outside the pools."""
 
 
@@ -37,7 +37,7 @@ class ReleasedSettings:
 
 
 def from_released(state_dict: Mapping[str, Tensor], *, heads: int = 8, ignore: Collection[str] = ()) -> ASMIL:
-    """Build the model that a released-layout state dict describes; its logits and attention logits are the same.
+    """Build the model that a released-layout state dict describes, in eval mode; its logits and attention are the same.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def from_released(state_dict: Mapping[str, Tensor], *, heads: int = 8, ignore: C
         Keys `dimreduction.fc1.weight`, `q`, `cls`, `sub_attention.<k>.<part>`, `bag_attention.<part>` with parts
         `{q,k,v,out}_proj.{weight,bias}` and `layer_norm.{weight,bias}`, and `Slide_classifier.fc.{weight,bias}`.
         Auxiliary classifiers `classifier.<k>.fc.*` and layer norms outside the pools (`norm.*`, `layer_norm.*`) are
-        not used by the forward pass, and are left out.
+        not used by the forward pass, and are left out, whatever the norms are called.
     heads
         H, which no shape tells; the released configuration has 8.
     ignore
@@ -70,7 +70,7 @@ def from_released(state_dict: Mapping[str, Tensor], *, heads: int = 8, ignore: C
         shape = value.shape[1:] if stacked else value.shape
         parts = torch.stack([_shaped(state_dict[key], shape, key=key) for key in sources])
         value.copy_(parts if stacked else parts[0])
-    return model
+    return model.eval()
 
 
 def _shaped(value: Tensor, shape: torch.Size, *, key: str) -> Tensor:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asmil.bags import check_features
+from asmil.errors import BagError
 from asmil.protocol import AttentionMIL
 
 
@@ -49,7 +50,7 @@ def predict(
     Raises
     ------
     BagError
-        If the features are not [N, d_in] with N >= 1, or not all finite.
+        If the features are not [N, d_in] with N >= 1, not all finite, or so large that the model overflows.
     """
     place = torch.device(device)
     checked = check_features(features, name=name, d_in=model.d_in, device=place)
@@ -61,6 +62,11 @@ def predict(
     finally:
         model.train(was_training)
     logits = logits.float()
+    if not (logits.isfinite().all() & score.isfinite().all()):
+        raise BagError(
+            f"{name}: the model's outputs are not finite for features up to {float(checked.abs().max()):.3g};"
+            " embed it again with the encoder that the model was trained on"
+        )
     return Prediction(
         probabilities=logits.softmax(-1).cpu().numpy(),
         score=score.float().cpu().numpy(),

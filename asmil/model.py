@@ -136,7 +136,7 @@ class ASMIL(nn.Module):
     ) -> None:
         super().__init__()
         width = default_d_inner(d_in) if d_inner is None else d_inner
-        _check_options(d_in, classes, width, tokens, heads)
+        _check_options(d_in, classes, width, tokens, heads, dropout)
         self.dropped = dropped_tokens(token_drop)
         if isinstance(self.dropped, int) and self.dropped >= tokens:
             raise ValueError(f"token_drop is {token_drop!r}, but there are {tokens} tokens and one must be kept")
@@ -231,10 +231,12 @@ def _empty_linear(pools: int, width: int) -> tuple[nn.Parameter, nn.Parameter]:
     return nn.Parameter(torch.empty(pools, width, width)), nn.Parameter(torch.empty(pools, width))
 
 
-def _check_options(d_in: int, classes: int, width: int, tokens: int, heads: int) -> None:
+def _check_options(d_in: int, classes: int, width: int, tokens: int, heads: int, dropout: float) -> None:
     if min(d_in, classes, width, tokens, heads) < 1:
         raise ValueError(
             f"d_in {d_in}, classes {classes}, d_inner {width}, tokens {tokens} and heads {heads} must all be positive"
         )
     if width % heads:
         raise ValueError(f"d_inner {width} is not a multiple of heads {heads}; choose d_inner or heads so that it is")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}, it must be at least 0 and below 1")

@@ -39,7 +39,7 @@ class TrainingHooks:
         Parameters
         ----------
         cross_entropy
-            Of the bag's logits, a scalar, weighted by class if that is wanted; of another task its own loss.
+            Of the bag's logits, a scalar; of another task its own loss. A class's weight is applied to what is given.
         label
             Class index of the bag; of another task its own label.
         """

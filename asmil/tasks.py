@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asmil.bags import Bag, BagSource, FollowUp, Label, check_label, read_labels
+from asmil.bags import Bag, BagSource, FollowUp, Label, check_label, is_number, read_labels
 from asmil.errors import BagError
 from asmil.metrics import classification_metrics
 from asmil.options import FitConfig
@@ -46,6 +46,10 @@ class Task(ABC):
     def bag_loss(self, outputs: Tensor, label: Label) -> Tensor:
         """Give the loss of one bag's outputs [C], a scalar."""
         raise NotImplementedError
+
+    def weight(self, label: Label) -> float:  # noqa: ARG002
+        """Give how much a bag of this label counts, with all that a model's loss says of it."""
+        return 1.0
 
     def step_loss(self, outputs: Tensor, labels: Sequence[Label]) -> Tensor:
         """Give the loss of the outputs [n, C] of a step's bags, a scalar."""
@@ -91,11 +95,13 @@ class Classification(Task):
         return check_label(bag.label, name=bag.name, classes=self.classes)
 
     def bag_loss(self, outputs: Tensor, label: Label) -> Tensor:
-        """Give the cross-entropy, weighted by class."""
+        """Give the cross-entropy."""
+        return F.cross_entropy(outputs, torch.tensor(label, device=outputs.device))
+
+    def weight(self, label: Label) -> float:
+        """Give the class's weight."""
         assert isinstance(label, int)
-        target = torch.tensor(label, device=outputs.device)
-        # F.cross_entropy divides by the sum of its weights, which for one bag cancels the weight; so it is applied here
-        return self.class_weights[label] * F.cross_entropy(outputs, target)
+        return self.class_weights[label]
 
     def judge(self, outputs: Floats, labels: Sequence[Label]) -> dict[str, float]:
         """Give the unweighted cross-entropy, nats, and `asmil.metrics.classification_metrics`."""
@@ -125,15 +131,16 @@ class Regression(Task):
         """Find the labels' mean and sd."""
         _refuse_outputs("regression", classes)
         self._step_bags = config.accumulate
-        labels = np.array(read_labels(training), dtype=np.float64)
-        if not np.isfinite(labels).all():
-            place = int(np.flatnonzero(~np.isfinite(labels))[0])
-            raise BagError(f"{training[place].name}: label {labels[place]} is not a finite number")
+        given = read_labels(training)
+        for place, label in enumerate(given):
+            if not (is_number(label) and math.isfinite(label)):
+                raise BagError(f"{training[place].name}: label {label} is not a finite number")
+        labels = np.array(given, dtype=np.float64)
         self.mean, self.sd = float(labels.mean()), float(labels.std()) or 1.0
 
     def check(self, bag: Bag) -> float:
         """Give the number."""
-        if isinstance(bag.label, FollowUp) or not math.isfinite(bag.label):
+        if not (is_number(bag.label) and math.isfinite(bag.label)):
             raise BagError(f"{bag.name}: label {bag.label} is not a finite number")
         return float(bag.label)
 

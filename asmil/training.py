@@ -301,7 +301,8 @@ class Trainer:
         else:  # the value of the step's loss, with this bag's part of its gradient
             task_loss = compared[0] + (compared[1] / share * (outputs.float() - outputs.float().detach())).sum()
         alignment, weight = self._alignment(attention_logits, features)
-        objective = self.hooks.objective(task_loss, label)
+        objective, counts = self.hooks.objective(task_loss, label), self.task.weight(label)
+        objective = objective if counts == 1 else counts * objective
         # without a weight the term is left out, so that a run with beta = 0 is bitwise one without an anchor
         loss = objective + weight * alignment if weight else objective
         (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]

@@ -46,7 +46,8 @@ def predict(stored: store.Artefact, folders: Sequence[Path], *, device: str) -> 
     for folder in folders:
         model, description = load_model(folder)
         description.check_bag(stored.attributes, folder=folder)
-        found = predict_bag(model, description.standardised(stored.arrays["features"]), device=device)
+        name = str(stored.attributes["slide_id"])
+        found = predict_bag(model, description.standardised(stored.arrays["features"]), device=device, name=name)
         centre, spread = description.scale
         values.append(centre + spread * float(found.logits[0]))
         scores.append(found.score)

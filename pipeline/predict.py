@@ -208,6 +208,7 @@ def judge(
     ood: list[float] = []
     curve: dict[str, Any] | None = None
     spoken: list[NDArray[np.float32]] = []
+    slide_id = str(stored.attributes["slide_id"])
     for folder in folders:
         model, description = load_model(folder)
         description.check_bag(stored.attributes, folder=folder)
@@ -217,9 +218,9 @@ def judge(
                 f"{folder} has the classes {description.classes}, others {known[0].classes}; train again"
             )
         features = description.standardised(stored.arrays["features"])
-        found.append(predict(model, features, device=device))
+        found.append(predict(model, features, device=device, name=slide_id))
         if len(description.classes) > 2:
-            spoken.append(evidence(model, features, device=device))
+            spoken.append(evidence(model, features, device=device, name=slide_id))
         if description.outliers is not None:  # models that cannot tell are left out of the mean
             distance = description.outliers.distance(summary_vector(features))
             ood.append(distance / description.outliers.limit(options.outlier_rate))

@@ -93,7 +93,16 @@ def run(
         )
         store.write_text(trained / "metrics.json", figures)
         store.write_text(trained / "model_card.md", card)
-    page = report_page.render(slides, metrics, title=title, reports=reports, models=trained, views=results / "views")
+    folders = {name: results / "compare" / name if place else trained for place, name in enumerate(models)}
+    page = report_page.render(
+        slides,
+        metrics,
+        title=title,
+        reports=reports,
+        models=trained,
+        views=results / "views",
+        compared=folders if len(models) > 1 else None,
+    )
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])
 

@@ -53,6 +53,7 @@ def render(
     reports: Path,
     models: Path,
     views: Path,
+    compared: Mapping[str, Path] | None = None,
 ) -> str:
     """Make the report.
 
@@ -69,6 +70,8 @@ def render(
         put beside the page where they are many (`gallery.pictures`).
     models
         Folder with a `fold-{k}` for each model, whose stability records are shown where there are some.
+    compared
+        The same folder of every model that is compared, by name.
     views
         Folder with the viewer's `{slide}.json`.
 
@@ -88,7 +91,8 @@ def render(
     known = {"task": CLASSIFICATION, "confounding": None, **dict.fromkeys(OPTIONAL), **metrics}
     used = [slide for slide in slides if slide.counts]
     cards = [gallery.card(slide, reports / "heatmaps") for slide in slides]
-    stability = stability_page.render(stability_page.read(models))
+    of_others = {name: stability_page.read(folder) for name, folder in (compared or {}).items()}
+    stability = stability_page.render(stability_page.read(models), of_others)
     drawn = {
         "performance": _performance_charts(used, known) if used else [],
         "abstention": report_charts.abstention(known["abstention"]) if known["abstention"] else [],

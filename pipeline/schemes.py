@@ -144,6 +144,7 @@ def assign(
                 f"fold {number}{fold.name} leaves nothing of class '{missing[0]}' to train on; label more, or choose"
                 " another evaluation.scheme"
             )
+        _check_given(fold, number, [labels[name] for name in names], task=plan.task)
         if fold.validation is None:
             inner = _inner_validation(classes[inside], groups[inside], parts=parts, seed=fold.seed)
             held_out = set(inside[inner].tolist())
@@ -156,6 +157,29 @@ def assign(
             label = labels[name]
             rows.append(Assignment(name, label.patient_id, label.label, fold.repeat, number, role))
     return rows
+
+
+def _check_given(fold: _Fold, number: int, labels: Sequence[Label], *, task: str) -> None:
+    """Refuse roles of the user's own that leave a fold nothing to learn from.
+
+    Raises
+    ------
+    ConfigError
+        If no slide is left to train on, or none with an event where times are learned.
+    """
+    if fold.validation is None:
+        return
+    training = [
+        label for label, inside, out in zip(labels, fold.inside, fold.validation, strict=True) if inside and not out
+    ]
+    where = f"fold {number}{fold.name}"
+    if not training:
+        raise ConfigError(f"{where} has no slide left to train on; give it some in paths.splits")
+    if task == "survival" and not any(tasks.follow_up(label.label)[1] for label in training):
+        raise ConfigError(
+            f"{where} has no training slide with an event, without which no risk is learned; give it some in"
+            " paths.splits"
+        )
 
 
 def is_plainly_divisible(labels: Mapping[str, Label], plan: Plan) -> bool:

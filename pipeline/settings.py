@@ -83,7 +83,7 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
 
 
 def _check_model(settings: Settings) -> None:
-    """Refuse options of ASMIL that do not fit each other, which a schema of single keys cannot see."""
+    """Refuse options of a model that do not fit each other, which a schema of single keys cannot see."""
     options = settings["asmil"]
     if options["d_inner"] != "auto" and options["d_inner"] % options["heads"]:
         raise ConfigError(
@@ -93,6 +93,12 @@ def _check_model(settings: Settings) -> None:
     if dropped.isdigit() and int(dropped) >= options["tokens"]:
         raise ConfigError(
             f"config: asmil.token_drop is {options['token_drop']} of {options['tokens']} tokens; one must be kept"
+        )
+    transmil = settings["baselines"]["transmil"]
+    if transmil["d_inner"] != "auto" and transmil["d_inner"] % transmil["heads"]:
+        raise ConfigError(
+            f"config: baselines.transmil.d_inner is {transmil['d_inner']}, no multiple of its {transmil['heads']}"
+            " heads; change one"
         )
 
 

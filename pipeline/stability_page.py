@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,31 @@ def read(models: Path) -> dict[int, Record]:
     return dict(sorted(records.items()))
 
 
-def render(records: Mapping[int, Record]) -> dict[str, Any] | None:
-    """Give what the report's template shows: charts, and a table a model; None where there is no record."""
+def render(
+    records: Mapping[int, Record], compared: Mapping[str, Mapping[int, Record]] | None = None
+) -> dict[str, Any] | None:
+    """Give what the report's template shows: charts, and a row a model; None where there is no record.
+
+    Parameters
+    ----------
+    records
+        By fold, of the model that predicts.
+    compared
+        By name, of all models that are compared; each is shown as the mean of its folds.
+    """
     if not records:
         return None
+    by_fold = {f"fold {fold}": record for fold, record in records.items()}
+    by_model = {name: _mean(list(each.values())) for name, each in (compared or {}).items() if each}
+    if len(by_model) < 2:
+        by_model = {}
     return {
-        "charts": [
-            _chart(records, *chart) for chart in _CHARTS if all(chart[0] in record for record in records.values())
-        ],
+        "charts": [*_charts(by_fold, "a line a fold"), *_charts(by_model, "a line a model, mean of its folds")],
         "columns": [label for _, label in _COLUMNS],
-        "rows": [(fold, [_figure(record[name]) for name, _ in _COLUMNS]) for fold, record in records.items()],
+        "rows": [
+            (name, [_figure(record[column]) for column, _ in _COLUMNS])
+            for name, record in {**by_fold, **{f"{name}, mean": record for name, record in by_model.items()}}.items()
+        ],
         "slides": int(max(record["slides"].max() for record in records.values())),
         "settled": SETTLED,
     }
@@ -100,20 +116,35 @@ def _figure(values: NDArray[np.float64]) -> str:
     return f"{mean:.0f}" if mean >= 100 else f"{mean:.3g}" if mean >= 0.001 else f"{mean:.1e}"
 
 
-def _chart(records: Mapping[int, Record], column: str, title: str, y_label: str, note: str) -> dict[str, Any]:
+def _mean(records: Sequence[Record]) -> Record:
+    """Give the mean of some folds' records over the epochs that all of them have."""
+    epochs = min(len(record["epoch"]) for record in records)
+    columns = set.intersection(*(set(record) for record in records))
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a lag that no fold has yet: NaN, as there
+        return {name: np.nanmean([record[name][:epochs] for record in records], axis=0) for name in columns}
+
+
+def _charts(records: Mapping[str, Record], lines: str) -> list[dict[str, Any]]:
+    known = [chart for chart in _CHARTS if records and all(chart[0] in record for record in records.values())]
+    return [_chart(records, *chart, lines=lines) for chart in known]
+
+
+def _chart(
+    records: Mapping[str, Record], column: str, title: str, y_label: str, note: str, *, lines: str
+) -> dict[str, Any]:
     last = max(float(record["epoch"].max()) for record in records.values())
     top = 1.0 if column == "entropy" else _ceiling([record[column] for record in records.values()])
-    lines = [
-        Line(f"fold {fold}", x, y)
-        for fold, record in list(records.items())[: len(COLOURS)]
+    drawn = [
+        Line(name, x, y)
+        for name, record in list(records.items())[: len(COLOURS)]
         for x, y in [_known(record["epoch"], record[column])]
         if len(x)
     ]
     if len(records) > len(COLOURS):
         note += f" The first {len(COLOURS)} of {len(records)} models."
     plot = line_chart(
-        lines,
-        title=f"{title} by epoch, a line a model",
+        drawn,
+        title=f"{title} by epoch, {lines}",
         x_label="Epoch",
         y_label=y_label,
         x_range=(0.0, last),

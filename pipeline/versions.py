@@ -21,7 +21,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compare": 1,
     "predict": 5,
     "heatmap": 4,
-    "report": 7,
+    "report": 8,
 }
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from asmil.losses import relative_entropy
 from asmil.model import ASMIL
 from asmil.normalizers import log_softmax
 from asmil.options import Precision
+from asmil.registry import MODELS, build
 from asmil.training import FitConfig, FitResult, Trainer, fit
 
 WIDTH = 16
@@ -193,7 +195,7 @@ def test_attention_has_a_row_a_branch_and_each_sums_to_one(trained: ASMIL) -> No
     assert rows.sum(axis=1) == pytest.approx(np.ones(8), abs=1e-5)
 
 
-def bad(features: Tensor | None = None, label: int = 0) -> Bag:
+def bad(features: Tensor | None = None, label: Any = 0) -> Bag:
     return Bag(torch.zeros(5, WIDTH) if features is None else features, label, "slide-7")
 
 
@@ -209,7 +211,17 @@ BAD_BAGS = {
     ),
     "label 2 is not a class": bad(label=2),
     "label -1 is not a class": bad(label=-1),
+    "label None is not a class": bad(label=None),
+    "label tumour is not a class": bad(label="tumour"),
 }
+
+
+@pytest.mark.parametrize("message", BAD_BAGS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_names_a_bad_bag(name: str, message: str) -> None:
+    options: Any = {} if name == "dsmil" else {"d_inner": 16}
+    with pytest.raises(BagError, match=f"^slide-7: .*{message}"):
+        fit(build(name, WIDTH, 2, **options), [*TRAINING[:2], BAD_BAGS[message]], VALIDATION, config=QUICK, seed=0)
 
 
 @pytest.mark.parametrize("message", BAD_BAGS)
@@ -226,6 +238,31 @@ def test_bad_bag_is_named_and_leaves_finite_weights(message: str, role: str) -> 
 def test_prediction_names_a_bad_bag() -> None:
     with pytest.raises(BagError, match=r"^a\.svs: the bag has no patches"):
         predict(small(), np.zeros((0, WIDTH), dtype=np.float16), name="a.svs")
+
+
+@pytest.mark.parametrize("huge", [torch.full((5, WIDTH), 3e38), torch.full((5, WIDTH), 1e300, dtype=torch.float64)])
+def test_prediction_that_overflows_is_refused(huge: torch.Tensor) -> None:
+    with pytest.raises(BagError, match=r"^a\.svs: the model's outputs are not finite"):
+        predict(small(), huge, name="a.svs")
+
+
+@pytest.mark.parametrize("name", ["asmil", "dsmil", "acmil", "dtfd"])
+def test_class_weight_weighs_all_that_a_loss_says_of_a_bag(name: str) -> None:
+    options: Any = {} if name == "dsmil" else {"d_inner": 16}
+    bags = [Bag(TRAINING[0].features, label, f"bag-{number}") for number, label in enumerate((0, 0, 0, 1))]
+    losses: dict[str, list[float]] = {}
+    for weights in ("none", "inverse_frequency"):
+        torch.manual_seed(0)
+        config = FitConfig(epochs=1, learning_rate=1e-30, class_weights=weights)
+        trainer = Trainer(build(name, WIDTH, 2, **options), bags, bags[:1], config=config, seed=0)
+        trainer.model.train()
+        losses[weights] = []
+        for place in (0, 3):
+            torch.manual_seed(1)  # the same dropout in both
+            losses[weights].append(trainer._step([place], 0)[0]["loss"])
+    common, rare = np.array(losses["inverse_frequency"]) / losses["none"]
+    assert common == pytest.approx(4 / 6, rel=1e-5)
+    assert rare == pytest.approx(2, rel=1e-5)
 
 
 def test_loss_that_is_not_finite_stops_the_run_before_the_weights() -> None:
@@ -284,7 +321,7 @@ def test_class_weights_scale_the_loss_of_single_bags() -> None:
     for place in order:
         (weighted,), (unweighted,) = trainer._step([place], 0), plain._step([place], 0)
         expected = weights[read_labels(bags)[place]] * unweighted["cross_entropy"]
-        assert weighted["cross_entropy"] == pytest.approx(expected, rel=1e-6)
+        assert weighted["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_learning_rate_falls_along_half_a_cosine_to_zero_or_stays() -> None:

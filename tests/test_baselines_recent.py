@@ -233,7 +233,7 @@ def test_prototypes_are_centres_of_the_training_patches() -> None:
         Bag(torch.cat([place + 0.1 * torch.randn(count, 8, generator=generator) for place in places]), 0, "bag")
         for count in (5, 900)
     ]
-    centres = torch.from_numpy(find_centres(bags, count=3, seed=0))
+    centres = torch.from_numpy(find_centres(bags, count=3, d_in=8, seed=0))
     assert torch.cdist(places, centres).amin(1).max() < 0.5
     model: PAMIL = make("pamil", d_in=8, prototypes=3)
     model.prepare(bags, seed=0)
@@ -242,7 +242,7 @@ def test_prototypes_are_centres_of_the_training_patches() -> None:
 
 
 def test_fewer_patches_than_prototypes_repeat() -> None:
-    centres = find_centres([Bag(torch.eye(2, 4), 0, "bag")], count=5, seed=0)
+    centres = find_centres([Bag(torch.eye(2, 4), 0, "bag")], count=5, d_in=4, seed=0)
     assert centres.shape == (5, 4)
 
 

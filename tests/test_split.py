@@ -214,6 +214,18 @@ def test_a_file_of_roles_is_followed_to_the_letter(tmp_path: Path) -> None:
     assert split.Plan(scheme="file", given=path).count(labels) == 1
 
 
+def test_roles_that_leave_nothing_to_learn_from_are_refused(tmp_path: Path) -> None:
+    chosen = ("train", "validation", "validation", "test")
+    path = given(tmp_path, "slide_id,fold,role", *(f"s{n},0,{role}" for n, role in enumerate(chosen)))
+    present = {f"s{n}": Label("a", f"p{n}") for n in range(4)}
+    usable = {name: label for name, label in present.items() if name != "s0"}  # the training slide was quarantined
+    with pytest.raises(ConfigError, match="no slide left to train on"):
+        split.assign(usable, split.Plan(scheme="file", given=path), present=present)
+    followed = {f"s{n}": Label(time, f"p{n}") for n, time in enumerate(("5+", "4", "3", "2"))}
+    with pytest.raises(ConfigError, match="no training slide with an event"):
+        split.assign(followed, split.Plan(scheme="file", given=path, task="survival"))
+
+
 def test_the_splits_that_a_run_wrote_can_be_given_to_another(tmp_path: Path) -> None:
     labels = cohort(8)
     rows = assigned(labels)

@@ -37,7 +37,7 @@ def test_charts_have_a_line_a_model_in_the_order_of_folds(tmp_path: Path) -> Non
     for chart in part["charts"]:
         legend = chart["figure"].below[-1]
         assert [item.label.value for item in legend.items] == ["fold 0", "fold 2", "fold 10"]
-    assert [fold for fold, _ in part["rows"]] == [0, 2, 10]
+    assert [name for name, _ in part["rows"]] == ["fold 0", "fold 2", "fold 10"]
     assert part["slides"] == 3
 
 
@@ -75,3 +75,19 @@ def test_more_models_than_colours_are_said_and_all_are_in_the_table(tmp_path: Pa
 @pytest.mark.parametrize(("largest", "top"), [(0.15, 0.2), (0.4, 0.4), (0.00061, 0.0008), (9.0, 10.0), (0.0, 1.0)])
 def test_scale_ends_at_a_round_number_that_no_value_exceeds(largest: float, top: float) -> None:
     assert stability_page._ceiling([np.array([np.nan, largest])]) == pytest.approx(top)
+
+
+def test_compared_models_have_a_line_and_a_row_each(tmp_path: Path) -> None:
+    records = {}
+    for name, folds in (("asmil", (0, 1)), ("abmil", (0, 1))):
+        for fold in folds:
+            write(tmp_path / name, fold, epochs=8 + 2 * fold)  # one stopped early
+        records[name] = stability_page.read(tmp_path / name)
+    part = stability_page.render(records["asmil"], records)
+    assert part is not None
+    legends = [[item.label.value for item in chart["figure"].below[-1].items] for chart in part["charts"]]
+    assert legends == [["fold 0", "fold 1"]] * 3 + [["asmil", "abmil"]] * 3
+    assert [name for name, _ in part["rows"]] == ["fold 0", "fold 1", "asmil, mean", "abmil, mean"]
+    alone = stability_page.render(records["asmil"], {"asmil": records["asmil"]})
+    assert alone is not None
+    assert len(alone["charts"]) == 3

@@ -94,7 +94,7 @@ class DSMIL(BagModel):
         largest = patch_logits.gather(0, critical[None]).squeeze(0)
         self.keep(largest=largest)
         if self.average and not self.training:
-            logits = ((logits.softmax(-1) + largest.softmax(-1)) / 2).log()
+            logits = torch.logaddexp(logits.log_softmax(-1), largest.log_softmax(-1)) - math.log(2)
         return logits, attention_logits
 
     def bag_attention_logits(self, features: Tensor, context: Any) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from asmil.bags import BagSource, each
+from asmil.bags import BagSource, check_features, each
 from asmil.baselines.bag_model import ProjectedModel, each_through, names_of, pool
 from asmil.baselines.clam import instance_loss
 
@@ -88,7 +88,7 @@ class PAMIL(ProjectedModel):
 
     def prepare(self, bags: BagSource, *, seed: int) -> None:
         """Set the prototypes to centres of the bags' patches, sought first in each bag and then among its centres."""
-        centres = find_centres(bags, count=len(self.prototypes), seed=seed)
+        centres = find_centres(bags, count=len(self.prototypes), d_in=self.d_in, seed=seed)
         self.prototypes.copy_(torch.from_numpy(centres))
 
     def classify_bag(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,19 +143,24 @@ class PAMIL(ProjectedModel):
         return similarity
 
 
-def find_centres(bags: BagSource, *, count: int, seed: int) -> NDArray[np.float32]:
+def find_centres(bags: BagSource, *, count: int, d_in: int, seed: int) -> NDArray[np.float32]:
     """Give centres of the patches of some bags, found by k-means in each bag and then among what was found.
 
     Every bag has the same say, however many patches it has.
 
     Returns
     -------
-    float32 [count, d]; where there are fewer distinct patches than that, centres repeat.
+    float32 [count, d_in]; where there are fewer distinct patches than that, centres repeat.
+
+    Raises
+    ------
+    BagError
+        If a bag is empty, of another width or not finite; names the bag.
     """
     generator = np.random.default_rng(seed)
     found = []
     for bag in each(bags):
-        patches = torch.as_tensor(bag.features).float().cpu().numpy()
+        patches = check_features(bag.features, name=bag.name, d_in=d_in, device=torch.device("cpu")).float().numpy()
         chosen = generator.permutation(len(patches))[:SAMPLED]
         found.append(_k_means(patches[chosen], count, seed))
     centres = _k_means(np.concatenate(found), count, seed)

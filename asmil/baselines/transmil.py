@@ -6,8 +6,8 @@ are filled with the first patches again; a learned class token goes in front. It
 classified. There is no feed-forward layer. The convolutions (PPEG) see the square, so that the order of the patches
 matters: shuffling them changes the logits.
 
-The released code pads sequences with zeros that take part in attention, which for bags of up to 225 patches outweigh
-the patches; `compat` computes the same, else nothing is padded (`asmil.baselines.nystrom`).
+The released code pads sequences with zeros that take part in attention, which outweigh the patches in bags of up to
+about 100; `compat` computes the same, else nothing is padded (`asmil.baselines.nystrom`).
 
 Attention logits: the exact scores of the class token's query on the patches' keys in the second layer, without itself
 and without the repeated patches. The approximated rows have negative entries and do not sum to 1, and are of no use as
