@@ -15,17 +15,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-import zarr.storage
 from numpy.typing import NDArray
 
 from pipeline import checksums
 from pipeline.endings import tells_memory
 from pipeline.errors import ArtefactError, SlideError
 from pipeline.versions import SCHEMA_VERSION, made_by
+
+if TYPE_CHECKING:
+    import zarr
 
 CHUNK_ROWS = 4096
 """Rows of a chunk: 6 MiB of 768 float16 features, a read small enough to stream and large enough to be sequential."""
@@ -195,6 +196,8 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any] | Rows], attributes: Map
     attributes
         JSON values, as `stage_attributes` gives them.
     """
+    import zarr.storage  # here, as it takes a third of a second, and planning opens no artefact
+
     plain = json.loads(json.dumps({**attributes, "arrays": sorted(arrays)}))
     with replacing(path) as part, zarr.storage.ZipStore(part, mode="w") as zip_store:
         # attributes are given at once: a zip cannot replace a member, and a second write would add a duplicate
@@ -277,7 +280,9 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[zarr.Group]:
+def _open(path: Path) -> Iterator["zarr.Group"]:
+    import zarr.storage
+
     zip_store = zarr.storage.ZipStore(path, mode="r")
     group = zarr.open_group(zip_store, mode="r")  # opens the file; a store that never opened cannot be closed
     try:

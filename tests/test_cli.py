@@ -42,6 +42,15 @@ def test_every_stage_has_a_manual_without_importing_torch() -> None:
     assert ran.stdout.strip() == "[]"
 
 
+def test_planning_imports_nothing_that_only_jobs_need() -> None:
+    code = (
+        "import sys; from pipeline import bucket, cohort, settings, split, stage_flags, upgrade;"
+        "print(sorted({'torch', 'timm', 'sklearn', 'matplotlib', 'scipy', 'cv2', 'zarr', 'boto3'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
 def bag(folder: Path, slide_id: str, features: NDArray[np.float64]) -> None:
     attributes = store.stage_attributes(
         "embed",

@@ -145,9 +145,10 @@ def lost(wildcards):
 
     Snakemake does not miss a file that nobody asks for; to ask for all of them would make planning slow.
     """
+    imported = SETTINGS["encoder"]["weights"] == "imported"  # tiles that came without an outline and a preview
     beside = [
         (RESULTS / "tiles" / f"{slide}.zarr.zip", RESULTS / "tissue" / f"{slide}.{kind}")
-        for slide in COHORT.slides
+        for slide in (() if imported else COHORT.slides)
         for kind in ("geojson", "jpg")
     ]
     beside += [(REPORTS / "heatmaps" / f"{shown}.png", RESULTS / "views" / f"{shown}.json") for shown in SLIDE_SHOWN]
