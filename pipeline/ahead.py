@@ -31,10 +31,10 @@ SMALL_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Task:
-    """What a prediction is made of: bag, splits, folder of the models with their index, options; and where it goes."""
+    """What a prediction is made of, and where it goes; without splits the slide is new to all models."""
 
     bag: Path
-    splits: Path
+    splits: Path | None
     models: Path
     options: tuple[str | float, ...]
     attention: Path
@@ -54,9 +54,9 @@ class Task:
 
 
 def shared_digest(task: Task) -> str | None:
-    """Give a digest of what the predictions of all slides depend on; None where the models have no index."""
+    """Give a digest of what the predictions of all slides depend on; None without splits, or an index of the models."""
     index = task.models / "models.json"
-    if not (index.exists() and task.splits.exists()):
+    if task.splits is None or not (index.exists() and task.splits.exists()):
         return None
     versions = [__version__, SCHEMA_VERSION, STAGE_VERSIONS["predict"]]
     parts = [*versions, *task.options, sha256_of(task.splits), sha256_of(index)]
@@ -95,7 +95,7 @@ def run(task: Task, predict: Callable[[Task], None]) -> None:
 def _go_on(task: Task, shared: str, predict: Callable[[Task], None], *, budget_s: float) -> None:
     """Predict bags that wait, those behind the own one first, for some processor time."""
     began = time.process_time()
-    newest = max(path.stat().st_mtime for path in (task.splits, task.models / "models.json"))
+    newest = max(path.stat().st_mtime for path in (task.splits, task.models / "models.json") if path is not None)
     most = max(SMALL_BYTES, task.bag.stat().st_size)
     bags = sorted(path for path in task.bag.parent.glob(f"*{SUFFIX}") if path != task.bag)
     for bag in [path for path in bags if path > task.bag] + [path for path in bags if path < task.bag]:

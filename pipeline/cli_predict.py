@@ -103,15 +103,11 @@ def predict_bag(
         torch.set_num_threads(1)
         stage.run(
             task.bag,
-            splits=splits,
-            models=models,
+            splits=task.splits,
+            models=task.models,
             attention=task.attention,
             device="cpu",
             options=DecisionOptions(*chosen),
         )
 
-    task = ahead.Task(bag, splits or bag, models, chosen, attention)
-    if splits is None:
-        predicted(task)
-    else:
-        ahead.run(task, predicted)
+    ahead.run(ahead.Task(bag, splits, models, chosen, attention), predicted)

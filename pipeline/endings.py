@@ -24,14 +24,17 @@ DISK = {
 }
 """What a failing disk means to a user, by errno."""
 
-OUT_OF_MEMORY: tuple[str, ...] = (
+OUT_OF_MEMORY = (
     "not enough memory",
     "can't allocate memory",
     "out of memory",
     "insufficient memory",
     "std::bad_alloc",
+    "cannot allocate memory",
+    "can't start new thread",
+    "allocation error",
+    "failed to map segment",
 )
-OUT_OF_MEMORY += ("cannot allocate memory", "can't start new thread", "allocation error", "failed to map segment")
 """Words of the errors that are no MemoryError: torch's, CUDA's, OpenCV's, Python's, the codecs', the linker's."""
 
 

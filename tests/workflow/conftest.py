@@ -110,6 +110,8 @@ class Study:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # a shell's background jobs, and what they start, ignore Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def command_line(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -132,17 +134,7 @@ class Study:
 
     def interrupt(self, when: Callable[[], bool]) -> Ran:
         """Run Snakemake, press Ctrl-C once `when` holds, and wait for its end."""
-        process = subprocess.Popen(
-            self.command(),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # a shell's background jobs, and what they start, ignore Ctrl-C
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        process = self.start()
         deadline = time.monotonic() + 900
         while not when():
             assert process.poll() is None, "the run ended before it was interrupted"
