@@ -97,7 +97,7 @@ def render(
     if len(by_model) < 2:
         by_model = {}
     return {
-        "charts": [*_charts(by_fold, "a line a fold"), *_charts(by_model, "a line a model, mean of its folds")],
+        "charts": [*_charts(by_fold), *_charts(by_model, of=" of each model, mean of its folds")],
         "columns": [label for _, label in _COLUMNS],
         "rows": [
             (name, [_figure(record[column]) for column, _ in _COLUMNS])
@@ -124,17 +124,15 @@ def _mean(records: Sequence[Record]) -> Record:
         return {name: np.nanmean([record[name][:epochs] for record in records], axis=0) for name in columns}
 
 
-def _charts(records: Mapping[str, Record], lines: str) -> list[dict[str, Any]]:
+def _charts(records: Mapping[str, Record], *, of: str = "") -> list[dict[str, Any]]:
     known = [chart for chart in _CHARTS if records and all(chart[0] in record for record in records.values())]
-    return [_chart(records, *chart, lines=lines) for chart in known]
+    return [_chart(records, column, f"{title}{of}", y_label, note) for column, title, y_label, note in known]
 
 
-def _chart(
-    records: Mapping[str, Record], column: str, title: str, y_label: str, note: str, *, lines: str
-) -> dict[str, Any]:
+def _chart(records: Mapping[str, Record], column: str, title: str, y_label: str, note: str) -> dict[str, Any]:
     last = max(float(record["epoch"].max()) for record in records.values())
     top = 1.0 if column == "entropy" else _ceiling([record[column] for record in records.values()])
-    drawn = [
+    lines = [
         Line(name, x, y)
         for name, record in list(records.items())[: len(COLOURS)]
         for x, y in [_known(record["epoch"], record[column])]
@@ -143,8 +141,8 @@ def _chart(
     if len(records) > len(COLOURS):
         note += f" The first {len(COLOURS)} of {len(records)} models."
     plot = line_chart(
-        drawn,
-        title=f"{title} by epoch, {lines}",
+        lines,
+        title=f"{title}, by epoch",
         x_label="Epoch",
         y_label=y_label,
         x_range=(0.0, last),

@@ -87,6 +87,7 @@ def test_compared_models_have_a_line_and_a_row_each(tmp_path: Path) -> None:
     assert part is not None
     legends = [[item.label.value for item in chart["figure"].below[-1].items] for chart in part["charts"]]
     assert legends == [["fold 0", "fold 1"]] * 3 + [["asmil", "abmil"]] * 3
+    assert len({chart["title"] for chart in part["charts"]}) == 6
     assert [name for name, _ in part["rows"]] == ["fold 0", "fold 1", "asmil, mean", "abmil, mean"]
     alone = stability_page.render(records["asmil"], {"asmil": records["asmil"]})
     assert alone is not None
