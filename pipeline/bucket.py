@@ -30,7 +30,7 @@ SCHEME = "s3://"
 ATTEMPTS = 8
 """Of each request, with growing pauses: a store that is busy answers with an error, and a run makes many requests."""
 
-SCRATCH, LOCK = "asmil-wsi-slide-", "lock"
+SCRATCH, LOCK, SLIDE = "asmil-wsi-slide-", "lock", "slide"
 
 INDEXES = frozenset({".vms", ".vmu"})
 """Slides whose files are named inside the file, which a listing cannot tell."""
@@ -234,15 +234,21 @@ def local(slide: str | Location, *, planned: str | None = None) -> Iterator[Path
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """Give a temporary folder; those of jobs that were killed are removed first, told by their lock, the kernel's."""
+    """Give a temporary folder; those of jobs that were killed are removed first, told by their lock, the kernel's.
+
+    A folder is not made whole before its lock is held: without `slide` in it, it is being made by another job, whose
+    lock is still to come, and stays.
+    """
     for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError), (old / LOCK).open() as lock:  # another user's, or one just being made
+        with contextlib.suppress(OSError), (old / LOCK).open() as lock:  # another user's, or gone meanwhile
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old)
+            if (old / SLIDE).is_dir():
+                shutil.rmtree(old)
     with tempfile.TemporaryDirectory(prefix=SCRATCH) as name, (Path(name) / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (Path(name) / "slide").mkdir()
-        yield Path(name) / "slide"
+        folder = Path(name) / SLIDE
+        folder.mkdir()
+        yield folder
 
 
 def _belonging(url: str) -> tuple[BucketObject, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,20 @@ def test_only_what_changed_or_is_missing_is_copied_to_the_archive(store: Any, tm
     put(store, "study/results/model/splits.csv", body=b"of somebody else")
     assert copy() == 1
     assert store.get_object(Bucket="slides", Key="study/reports/index.html")["Body"].read() == b"a new page"
+
+
+def _copies(times: int) -> None:
+    for _ in range(times):
+        with bucket._scratch() as folder:
+            (folder / "slide.svs").write_bytes(b"x")
+
+
+def test_jobs_that_begin_together_do_not_take_each_others_folder_for_a_killed_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with ThreadPoolExecutor(8) as pool:
+        for copied in [pool.submit(_copies, 200) for _ in range(8)]:
+            copied.result()
+    assert not list(tmp_path.iterdir())
