@@ -12,19 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asmil.options import default_d_inner
+
 TOKEN_STD = 0.02
 """Standard deviation of a learned token at the start: small against the projections' rows, but not vanishing."""
 
 NORM_EPS = 1e-6
 """The released layers' own; torch's default is 1e-5."""
-
-_D_INNER = {384: 128, 512: 256, 768: 384, 1024: 512, 1536: 768}
-"""Inner width by encoder width, as the method's authors pair them."""
-
-
-def default_d_inner(d_in: int) -> int:
-    """Give the inner width for an encoder's width: the published pairs, else the multiple of 8 nearest to half."""
-    return _D_INNER.get(d_in) or max(8, 8 * int(d_in / 16 + 0.5))
 
 
 def dropped_tokens(token_drop: float | str) -> float | int:
@@ -106,7 +100,7 @@ class ASMIL(nn.Module):
     d_in, classes
         Width of a patch's features, and the number of classes C.
     d_inner
-        Inner width D, a multiple of `heads`; None takes `default_d_inner(d_in)`.
+        Inner width D, a multiple of `heads`; None takes `asmil.options.default_d_inner(d_in)`.
     tokens, heads
         K learned tokens and H attention heads.
     token_drop

@@ -1,13 +1,29 @@
-"""Options of training."""
+"""Options of training and of models; nothing here needs torch."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "constant", "step"]
+BestBy = Literal["metrics", "loss"]
 ClassWeights = Literal["none", "inverse_frequency"]
 Precision = Literal["fp32", "bf16"]
-_CHOICES = (("schedule", Schedule), ("class_weights", ClassWeights), ("precision", Precision))
+_CHOICES = (
+    ("schedule", Schedule),
+    ("class_weights", ClassWeights),
+    ("precision", Precision),
+    ("best_by", BestBy),
+)
+
+
+WIDTH_STEP = 8
+_D_INNER = {384: 128, 512: 256, 768: 384, 1024: 512, 1536: 768}
+"""Inner width by encoder width, as the method's authors pair them."""
+
+
+def default_d_inner(d_in: int) -> int:
+    """Give the inner width for an encoder's width: the published pairs, else the multiple of 8 nearest to half."""
+    return _D_INNER.get(d_in) or max(WIDTH_STEP, WIDTH_STEP * int(d_in / (2 * WIDTH_STEP) + 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +37,24 @@ class FitConfig:
     learning_rate, weight_decay
         Of AdamW.
     schedule
-        "cosine": from `learning_rate` to 0 over all steps, one value a step; or "constant".
+        "cosine": from `learning_rate` to `least_learning_rate` over all steps, one value a step; "constant"; or "step":
+        a fifth of it in the second half of the steps.
+    least_learning_rate
+        Where the cosine ends.
     gradient_clip
         Largest norm of the gradient; > 0.
     class_weights
         "inverse_frequency" weights the cross-entropy of class c by n / (C n_c) of the training bags.
     patience
         Stop after so many epochs without a better one; None never stops early.
+    stop_from
+        The epoch before which patience does not stop.
+    best_by
+        By what an epoch is better: "metrics", as the task ranks them, or "loss" on the validation bags.
+    best_from
+        The share of the epochs before which none is kept as the best, in [0, 1).
+    balanced
+        Draw the bags of an epoch with replacement, so that every class is as likely; classes only.
     accumulate
         Bags whose gradients are averaged into one optimizer step, >= 1; exact, and no larger in memory than one bag.
     precision
@@ -49,6 +76,11 @@ class FitConfig:
     patience: int | None = None
     accumulate: int = 1
     precision: Precision = "fp32"
+    least_learning_rate: float = 0.0
+    stop_from: int = 0
+    best_by: BestBy = "metrics"
+    best_from: float = 0.0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         for name, choice in _CHOICES:
@@ -61,7 +93,23 @@ class FitConfig:
             "gradient_clip": self.gradient_clip > 0,
             "patience": self.patience is None or self.patience >= 1,
             "accumulate": self.accumulate >= 1,
+            "least_learning_rate": 0 <= self.least_learning_rate <= self.learning_rate,
+            "stop_from": self.stop_from >= 0,
+            "best_from": 0 <= self.best_from < 1,
         }
         for name, fits in ranges.items():
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}, which is out of its range")
+
+    def rate_at(self, progress: float) -> float:
+        """Give the learning rate of a step before which a share `progress` of all steps is done."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "step":
+            return self.learning_rate if progress < 0.5 else self.learning_rate / 5
+        return self.least_learning_rate + (self.learning_rate - self.least_learning_rate) * cosine(progress)
+
+
+def cosine(progress: float) -> float:
+    """Give half a cosine, from 1 at the start of training to 0 at its end."""
+    return (1 + math.cos(math.pi * progress)) / 2

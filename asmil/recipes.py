@@ -7,6 +7,7 @@ result = trainer.finish()
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -66,8 +67,8 @@ def build_optimizer(model: AttentionMIL, recipe: Recipe) -> torch.optim.Optimize
 def source_config(name: str, **changes: Any) -> FitConfig:
     """Give the options of training of a model's source, with some of them changed; the optimizer is not among them."""
     recipe = MODELS[name].recipe
-    found = {key: getattr(recipe, key) for key in ("epochs", "learning_rate", "weight_decay", "schedule", "patience")}
-    return FitConfig(**{**found, "accumulate": recipe.accumulate, **changes})
+    shared = {each.name for each in fields(FitConfig)} & {each.name for each in fields(Recipe)}
+    return FitConfig(**{**{name: getattr(recipe, name) for name in shared}, **changes})
 
 
 def source_trainer(

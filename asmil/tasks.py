@@ -55,6 +55,10 @@ class Task(ABC):
         """Give the loss of the outputs [n, C] of a step's bags, a scalar."""
         raise NotImplementedError
 
+    def order(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """Draw the places of an epoch's training bags, `count` of them, in the order in which they are learned."""
+        return rng.permutation(count)
+
     def divide(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Divide an epoch's bags, in their order, into those of each step."""
         return [order[start : start + self._step_bags] for start in range(0, len(order), self._step_bags)]
@@ -80,15 +84,26 @@ class Classification(Task):
     loss_name = "cross_entropy"
 
     def begin(self, training: BagSource, *, classes: int, config: FitConfig) -> None:
-        """Find the classes' weights."""
+        """Find the classes' weights, in the loss and in the draw of bags."""
         self._step_bags, self.classes = config.accumulate, classes
         self.class_weights = [1.0] * classes
+        self._chances: Floats | None = None
         if config.class_weights == "inverse_frequency":
             count = Counter(read_labels(training))
             # a class without a training bag has a weight that is never used
             self.class_weights = [
                 len(training) / (classes * count[index]) if count[index] else 0.0 for index in range(classes)
             ]
+        if config.balanced:
+            labels = read_labels(training)
+            count = Counter(labels)
+            self._chances = np.array([1 / (len(count) * count[label]) for label in labels])
+
+    def order(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """Shuffle the bags or, balanced, draw as many with replacement, every class as likely."""
+        if self._chances is None:
+            return rng.permutation(count)
+        return rng.choice(count, count, p=self._chances)
 
     def check(self, bag: Bag) -> int:
         """Give the class index."""
@@ -130,6 +145,7 @@ class Regression(Task):
     def begin(self, training: BagSource, *, classes: int, config: FitConfig) -> None:
         """Find the labels' mean and sd."""
         _refuse_outputs("regression", classes)
+        _refuse_class_options("regression", config)
         self._step_bags = config.accumulate
         given = read_labels(training)
         for place, label in enumerate(given):
@@ -185,9 +201,10 @@ class SurvivalTask(Task):
             raise ValueError(f"risk_set is {risk_set}; it must be at least 2, as the loss compares bags")
         self.risk_set = risk_set
 
-    def begin(self, training: BagSource, *, classes: int, config: FitConfig) -> None:  # noqa: ARG002
+    def begin(self, training: BagSource, *, classes: int, config: FitConfig) -> None:
         """Find which bags had the event."""
         _refuse_outputs("survival", classes)
+        _refuse_class_options("survival", config)
         labels = read_labels(training)
         self.events = np.array([isinstance(label, FollowUp) and label.event for label in labels])
 
@@ -232,6 +249,11 @@ class SurvivalTask(Task):
 def _refuse_outputs(task: str, classes: int) -> None:
     if classes != 1:
         raise ValueError(f"{task} needs a model of one output, this one has {classes}; build it with classes=1")
+
+
+def _refuse_class_options(task: str, config: FitConfig) -> None:
+    if config.class_weights != "none" or config.balanced:
+        raise ValueError(f"{task} has no classes that class_weights or balanced could weigh; leave them out")
 
 
 def _follow_ups(labels: Sequence[Label]) -> tuple[Floats, NDArray[np.bool_]]:

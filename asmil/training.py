@@ -44,8 +44,8 @@ class FitResult:
     history
         One entry an epoch.
     best_epoch
-        The epoch (from 1) that the task ranks highest on the validation bags (for classes: macro F1 + AUROC); ties:
-        lower loss, then the earlier epoch.
+        The epoch (from 1) that is best on the validation bags by `FitConfig.best_by`: as the task ranks them (for
+        classes: macro F1 + AUROC; ties: lower loss), or by the loss. Ties: the earlier epoch.
     best_state
         The model's state dict at the end of that epoch, on the CPU.
     anchor_state
@@ -164,9 +164,12 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left to run."""
-        patience = self.config.patience
-        waited = patience is not None and self.epoch - self._best.epoch >= patience
-        return self.epoch >= self.config.epochs or waited
+        if self.epoch >= self.config.epochs:
+            return True
+        patience, best = self.config.patience, self._best.epoch
+        if patience is None or best == 0 or self.epoch < self.config.stop_from:
+            return False
+        return self.epoch - best >= patience
 
     def run_epoch(self) -> History:
         """Train on every bag once, judge the model on the validation bags, and give the epoch's history."""
@@ -175,7 +178,7 @@ class Trainer:
         self.epoch += 1
         if self.anchor is not None:
             self.anchor.begin_epoch(self.epoch, steps_per_epoch=self._steps)
-        order = np.random.default_rng([self.seed, self.epoch, _ORDER]).permutation(len(self.training))
+        order = self.task.order(np.random.default_rng([self.seed, self.epoch, _ORDER]), len(self.training))
         self.model.train()
         with seeded(self.seed, self.epoch, _NOISE, device=self.device):
             steps = [self._step(group.tolist(), number) for number, group in enumerate(self.task.divide(order))]
@@ -328,17 +331,15 @@ class Trainer:
                 )
 
     def _learning_rate(self, number: int) -> float:
-        if self.config.schedule == "constant":
-            return self.config.learning_rate
-        return self.config.learning_rate * (1 + math.cos(math.pi * self._progress(number))) / 2
+        return self.config.rate_at(self._progress(number))
 
     def _progress(self, number: int) -> float:
         """Give the share of all optimizer steps that is done before the `number`-th of this epoch."""
         return ((self.epoch - 1) * self._steps + number) / (self.config.epochs * self._steps)
 
     def _keep_if_best(self, judged: dict[str, float]) -> None:
-        rank = self.task.rank(judged)
-        if rank > self._best.rank:
+        rank = self.task.rank(judged) if self.config.best_by == "metrics" else (-judged[self.task.loss_name], 0.0)
+        if rank > self._best.rank and self.epoch > self.config.best_from * self.config.epochs:
             state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self._best = _Best(epoch=self.epoch, rank=rank, state=state)
 

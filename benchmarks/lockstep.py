@@ -122,9 +122,8 @@ class Lockstep:
 
     def _step(self, bag: int, progress: float) -> Tensor:
         runs = np.flatnonzero(self.trains[:, bag])
-        cosine = (1 + math.cos(math.pi * progress)) / 2 if self.config.schedule == "cosine" else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * cosine
+            group["lr"] = self.config.rate_at(progress)
         self.hooks.begin_step(progress)
         self.optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone, its moments too
         # one leaf for all runs of the step: their gradients come as its rows, without a copy for each

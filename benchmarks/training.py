@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.losses import alignment_loss
-from asmil.model import ASMIL, default_d_inner
+from asmil.model import ASMIL
 from asmil.normalizers import log_nsf, log_softmax
+from asmil.options import default_d_inner
 from asmil.training import FitConfig, Trainer
 
 WIDTH, TOKENS, HEADS = 768, 8, 8

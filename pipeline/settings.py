@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from asmil.options import WIDTH_STEP, default_d_inner
 from pipeline import cohort as cohorts
 from pipeline import config_schema, encoders, tasks
 from pipeline.cohort import Cohort
@@ -77,6 +78,10 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
     settings: Settings = config_schema.typed(config, rules)
     config_schema.validate(settings, rules)
     _check_model(settings)
+    if settings["task"] != tasks.CLASSIFICATION and settings["training"]["class_weights"] != "none":
+        raise ConfigError(
+            f"config: training.class_weights weighs classes, of which task: {settings['task']} has none; set it to none"
+        )
     tasks.check_models(models(settings), task=settings["task"])
     _check_colormap(settings["heatmap"]["colormap"])
     return _resolve_scale(settings)
@@ -85,20 +90,20 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
 def _check_model(settings: Settings) -> None:
     """Refuse options of a model that do not fit each other, which a schema of single keys cannot see."""
     options = settings["asmil"]
-    if options["d_inner"] != "auto" and options["d_inner"] % options["heads"]:
-        raise ConfigError(
-            f"config: asmil.d_inner is {options['d_inner']}, no multiple of the {options['heads']} heads; change one"
-        )
+    for name, having in (("asmil", options), ("baselines.transmil", settings["baselines"]["transmil"])):
+        width, heads = having["d_inner"], having["heads"]
+        shown = str(width)
+        if width == "auto":
+            dim = _encoder(settings).dim
+            width = WIDTH_STEP if dim is None else default_d_inner(dim)
+            # where only the built encoder tells its width, any multiple of 8 may come
+            shown = f"auto, {'some multiple of 8' if dim is None else width}"
+        if width % heads:
+            raise ConfigError(f"config: {name}.heads is {heads}, which does not divide d_inner ({shown}); change one")
     dropped = str(options["token_drop"]).removeprefix("fixed:")
     if dropped.isdigit() and int(dropped) >= options["tokens"]:
         raise ConfigError(
             f"config: asmil.token_drop is {options['token_drop']} of {options['tokens']} tokens; one must be kept"
-        )
-    transmil = settings["baselines"]["transmil"]
-    if transmil["d_inner"] != "auto" and transmil["d_inner"] % transmil["heads"]:
-        raise ConfigError(
-            f"config: baselines.transmil.d_inner is {transmil['d_inner']}, no multiple of its {transmil['heads']}"
-            " heads; change one"
         )
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from asmil.compat import from_released
 from asmil.losses import alignment_loss
-from asmil.model import ASMIL, default_d_inner
+from asmil.model import ASMIL
 from asmil.normalizers import log_nsf, log_softmax
+from asmil.options import default_d_inner
 from asmil.protocol import AttentionMIL
 
 

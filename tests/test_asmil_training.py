@@ -448,7 +448,16 @@ def test_what_a_callback_draws_and_evaluates_does_not_change_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 0}, {"learning_rate": 0.0}, {"schedule": "step"}, {"patience": 0}, {"accumulate": 0}]
+    "options",
+    [
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"schedule": "fall"},
+        {"patience": 0},
+        {"accumulate": 0},
+        {"best_by": "auroc"},
+        {"best_from": 1.0},
+    ],
 )
 def test_training_option_out_of_its_range_is_refused_by_name(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

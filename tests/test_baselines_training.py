@@ -4,6 +4,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -12,8 +13,9 @@ from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.errors import TrainingError
 from asmil.inference import predict
-from asmil.recipes import LookaheadRAdam, source_trainer
+from asmil.recipes import LookaheadRAdam, source_config, source_trainer
 from asmil.registry import MODELS
+from asmil.tasks import Classification, Regression, SurvivalTask
 from asmil.training import FitConfig, Trainer, fit
 from tests.test_baselines import ALL, BASELINES, make
 
@@ -143,6 +145,40 @@ def test_recipe_sets_optimizer_betas_decay_and_bags_a_step() -> None:
     dual = source_trainer("dsmil", make("dsmil", d_in=16, classes=2), bags, bags, seed=0)
     assert type(dual.optimizer) is torch.optim.Adam
     assert dual.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_rate_falls_to_the_sources_end_or_to_a_fifth_half_way() -> None:
+    dual, tiers = source_config("dsmil"), source_config("dtfd")
+    assert [dual.rate_at(share) for share in (0, 0.5, 1)] == pytest.approx([1e-4, (1e-4 + 5e-6) / 2, 5e-6])
+    assert [tiers.rate_at(share) for share in (0, 0.49, 0.5, 0.99)] == pytest.approx([1e-4, 1e-4, 2e-5, 2e-5])
+
+
+def test_best_epoch_is_the_sources_and_patience_waits_for_it() -> None:
+    bags = planted(8, seed=0)
+    model = make("clam_sb", d_in=16, classes=2, d_inner=32)
+    trainer = source_trainer("clam_sb", model, bags, planted(8, seed=1), seed=0, learning_rate=2e-2, patience=1)
+    while not trainer.finished:
+        trainer.run_epoch()
+    losses = [row["validation_cross_entropy"] for row in trainer.history]
+    assert 50 <= len(losses) < 200  # epochs without a better one came long before the 50th
+    assert trainer.finish().best_epoch == 1 + losses.index(min(losses))
+    last = source_trainer("dtfd", make("dtfd", d_in=16, classes=2), bags, bags, seed=0, epochs=5)
+    while not last.finished:
+        last.run_epoch()
+    assert last.finish().best_epoch == 5  # of the last fifth
+
+
+def test_balanced_epoch_draws_rare_and_common_classes_alike() -> None:
+    bags = [*planted(2, seed=0), *(Bag(torch.zeros(3, 16), 0, f"common-{number}") for number in range(18))]
+    task = Classification()
+    task.begin(bags, classes=2, config=source_config("clam_mb"))
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([task.order(rng, len(bags)) for _ in range(200)])
+    assert np.mean(drawn == 1) == pytest.approx(0.5, abs=0.03)
+    assert len(np.unique(drawn)) == len(bags)
+    for other in (Regression(), SurvivalTask()):
+        with pytest.raises(ValueError, match="has no classes that class_weights or balanced could weigh"):
+            other.begin(bags, classes=1, config=FitConfig(class_weights="inverse_frequency"))
 
 
 def test_lookahead_steps_back_half_way_every_sixth_step() -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from asmil.bags import BagSource
 from asmil.baselines.abmil import ABMIL
-from asmil.baselines.bag_model import cosine
 from asmil.losses import entropy
 from asmil.normalizers import log_softmax
+from asmil.options import cosine
 from asmil.protocol import AttentionMIL, TrainingHooks
 
 

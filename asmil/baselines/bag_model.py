@@ -1,6 +1,5 @@
 """What the baselines share: one bag at a time, padding cut away before a model sees it, and state between hooks."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asmil.model import default_d_inner
+from asmil.options import default_d_inner
 from asmil.protocol import TrainingHooks
 
 
@@ -172,7 +171,7 @@ class ProjectedModel(BagModel):
     Parameters
     ----------
     d_inner
-        Width E of the projected features; None takes `asmil.model.default_d_inner(d_in)`.
+        Width E of the projected features; None takes `asmil.options.default_d_inner(d_in)`.
     bias
         Whether the layer has one.
     options
@@ -224,11 +223,6 @@ def pool(attention_logits: Tensor, hidden: Tensor) -> Tensor:
 def each_through(layers: Sequence[nn.Module] | nn.ModuleList, rows: Tensor) -> Tensor:
     """Send row r [E] of [R, E] through layer r and stack what comes out."""
     return torch.stack([layer(row) for layer, row in zip(layers, rows, strict=True)])
-
-
-def cosine(progress: float) -> float:
-    """Give half a cosine, from 1 at the start of training to 0 at its end."""
-    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def _bags(features: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:

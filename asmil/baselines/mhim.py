@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from asmil.baselines.abmil import ABMIL
-from asmil.baselines.bag_model import BagModel, cosine, names_of
+from asmil.baselines.bag_model import BagModel, names_of
+from asmil.options import cosine
 
 TEACHER_TEMPERATURE = 0.1
 """Of the softmax over the teacher's bag vector (the source's own)."""

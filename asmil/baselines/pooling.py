@@ -25,7 +25,7 @@ class MeanPooling(BagModel):
     d_in, classes
         Width of a patch's features, and the number of classes C.
     d_inner
-        Width E of the hidden layer; None takes `asmil.model.default_d_inner(d_in)`.
+        Width E of the hidden layer; None takes `asmil.options.default_d_inner(d_in)`.
     dropout
         Share of the hidden layer dropped in training.
     """

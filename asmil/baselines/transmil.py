@@ -32,7 +32,7 @@ class TransMIL(BagModel):
     d_in, classes
         Width of a patch's features, and the number of classes C.
     d_inner
-        Width E, a multiple of `heads`; None takes `asmil.model.default_d_inner(d_in)`. There are E / 2 landmarks.
+        Width E, a multiple of `heads`; None takes `asmil.options.default_d_inner(d_in)`. There are E / 2 landmarks.
     heads
         Attention heads.
     dropout

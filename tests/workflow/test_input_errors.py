@@ -47,7 +47,17 @@ CASES: dict[str, tuple[Callable[[Study], object], str]] = {
     ),
     "heads that do not divide": (
         lambda study: study.configure(asmil={"d_inner": 100}),
-        "asmil.d_inner is 100, no multiple of the 8 heads",
+        "asmil.heads is 8, which does not divide d_inner (100)",
+    ),
+    "heads that do not divide what auto gives": (
+        lambda study: study.configure(baselines={"transmil": {"heads": 5}}),
+        "baselines.transmil.heads is 5, which does not divide d_inner (auto, ",
+    ),
+    "weights of classes that there are not": (
+        lambda study: study.configure(
+            task="regression", target="label", training={"class_weights": "inverse_frequency"}
+        ),
+        "training.class_weights weighs classes, of which task: regression has none",
     ),
     "every token dropped": (
         lambda study: study.configure(asmil={"token_drop": "fixed:8"}),

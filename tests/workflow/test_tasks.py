@@ -61,5 +61,5 @@ def test_recipe_of_the_source_is_trained_by(finished: Study) -> None:
     assert ran.jobs == {"train": 2}
     folder = finished.folder / "results" / "model" / "fold-0"
     training = json.loads((folder / "model.json").read_text())["training"]
-    assert (training["recipe"], training["epochs"], training["learning_rate"]) == ("source", 20, 5e-4)
-    assert len((folder / "history.csv").read_text().splitlines()) == 21
+    assert (training["recipe"], training["epochs"], training["learning_rate"]) == ("source", 100, 1e-4)
+    assert len((folder / "history.csv").read_text().splitlines()) == 101
