@@ -112,8 +112,8 @@ def released_code(*, tokens: int = 8, dropped: int | None = None, temperature: f
     """Give the settings under which training follows the authors' released code where it differs from the paper.
 
     There the anchor is drawn on its own and never updated (an inverted check for NaN skips every update), the alignment
-    loss is averaged over patches with a weight of 1, and a fixed number of tokens is dropped. Use it to compare, not to
-    train: its target holds no knowledge of the slides.
+    loss is averaged over patches with a weight of 1, a fixed number of tokens is dropped, and all tokens start at
+    almost 0. Use it to compare, not to train: its target holds no knowledge of the slides.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def released_code(*, tokens: int = 8, dropped: int | None = None, temperature: f
     """
     count = tokens // 2 if dropped is None else dropped
     return ReleasedSettings(
-        model={"tokens": tokens, "token_drop": f"fixed:{count}"},
+        model={"tokens": tokens, "token_drop": f"fixed:{count}", "token_std": 1e-6},
         anchor=AnchorConfig(
             mode="frozen", init="random", target="nsf", temperature=temperature, reduction="mean_patches", beta=1.0
         ),

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asmil.options import default_d_inner
-
-TOKEN_STD = 0.02
-"""Standard deviation of a learned token at the start: small against the projections' rows, but not vanishing."""
+from asmil.protocol import TrainingHooks
 
 NORM_EPS = 1e-6
 """The released layers' own; torch's default is 1e-5."""
@@ -92,7 +90,7 @@ class AttentionPools(nn.Module):
         return F.layer_norm(output, (self.width,), eps=NORM_EPS) * self.norm_weight + self.norm_bias
 
 
-class ASMIL(nn.Module):
+class ASMIL(TrainingHooks, nn.Module):
     """Classify a bag of patches; satisfies `asmil.protocol.AttentionMIL`.
 
     Parameters
@@ -108,6 +106,12 @@ class ASMIL(nn.Module):
         or "fixed:n", exactly n of the K tokens dropped.
     dropout
         Share of a pool's output that is dropped in training.
+    token_std
+        Standard deviation of the learned tokens at the start. The default is small against the projections' rows, but
+        does not vanish; the released code starts at 1e-6.
+    token_loss
+        Weight, in the training loss, of the cross-entropy of each token's vector through a classifier of its own (mean
+        over the K tokens, the dropped ones too). The method has none: at 0 there are no such classifiers.
 
     Raises
     ------
@@ -127,6 +131,8 @@ class ASMIL(nn.Module):
         heads: int = 8,
         token_drop: float | str = 0.5,
         dropout: float = 0.1,
+        token_std: float = 0.02,
+        token_loss: float = 0.0,
     ) -> None:
         super().__init__()
         width = default_d_inner(d_in) if d_inner is None else d_inner
@@ -134,7 +140,11 @@ class ASMIL(nn.Module):
         self.dropped = dropped_tokens(token_drop)
         if isinstance(self.dropped, int) and self.dropped >= tokens:
             raise ValueError(f"token_drop is {token_drop!r}, but there are {tokens} tokens and one must be kept")
+        for name, value in (("token_std", token_std), ("token_loss", token_loss)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, it must be at least 0 and finite")
         self.d_in, self.classes, self.d_inner, self.heads = d_in, classes, width, heads
+        self.token_std, self.token_loss = token_std, token_loss
         self.options: dict[str, Any] = {
             "d_in": d_in,
             "classes": classes,
@@ -143,6 +153,8 @@ class ASMIL(nn.Module):
             "heads": heads,
             "token_drop": token_drop,
             "dropout": dropout,
+            "token_std": token_std,
+            "token_loss": token_loss,
         }
         self.project = nn.Linear(d_in, width, bias=False)
         self.tokens = nn.Parameter(torch.empty(tokens, width))
@@ -150,12 +162,15 @@ class ASMIL(nn.Module):
         self.bag_token = nn.Parameter(torch.empty(1, width))
         self.bag_pool = AttentionPools(1, width, heads, dropout=dropout)
         self.classify = nn.Linear(width, classes)
+        if token_loss:
+            self.classify_tokens = nn.ModuleList(nn.Linear(width, classes) for _ in range(tokens))
+        self._found: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the learned tokens (not the layers', which reset their own)."""
-        nn.init.normal_(self.tokens, std=TOKEN_STD)
-        nn.init.normal_(self.bag_token, std=TOKEN_STD)
+        nn.init.normal_(self.tokens, std=self.token_std)
+        nn.init.normal_(self.bag_token, std=self.token_std)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Classify one bag [N, d_in] or a padded batch [B, N, d_in].
@@ -174,6 +189,28 @@ class ASMIL(nn.Module):
         bag, attention_logits, _ = self._pool(features, mask)
         logits: Tensor = self.classify(bag)
         return logits, attention_logits
+
+    @property
+    def needs_classes(self) -> bool:  # type: ignore[override]
+        """Whether the tokens' own loss is on, which is one of classes."""
+        return self.token_loss > 0
+
+    def objective(self, cross_entropy: Tensor, label: Any) -> Tensor:
+        """Add the tokens' own cross-entropy, where it has a weight.
+
+        Raises
+        ------
+        ValueError
+            If it has one, and there was no forward pass of one bag in training mode since the last call.
+        """
+        if not self.token_loss:
+            return cross_entropy
+        if self._found is None or self._found.ndim != 2:
+            raise ValueError("objective needs a forward pass of one bag, in training mode, right before it")
+        found, self._found = self._found, None
+        logits = torch.stack([layer(token) for layer, token in zip(self.classify_tokens, found, strict=True)])
+        own = F.cross_entropy(logits.float(), torch.full((len(found),), label, device=found.device))
+        return cross_entropy + self.token_loss * own
 
     def attention_logits(
         self,
@@ -206,9 +243,13 @@ class ASMIL(nn.Module):
         hidden = self._hidden(features)
         attention_logits = self.token_pools.logits(self.tokens, hidden, mask)
         found = self.token_pools.pool(attention_logits.softmax(-1), hidden)  # (..., K, D)
+        self._found = found if self.token_loss and self.training else None  # it holds the pass's graph
         weights = self.bag_pool.logits(self.bag_token, found, self._kept(found)).softmax(-1)  # (..., 1, H, K)
         bag = self.bag_pool.pool(weights, found).squeeze(-2)
         return bag, attention_logits, weights.mean(-2).squeeze(-2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": None}  # a copy of a model has no forward pass behind it
 
     def _kept(self, found: Tensor) -> Tensor | None:
         """Draw which of the tokens' vectors [..., K, D] the bag pool may see: bool [..., K], None for all of them."""

@@ -78,10 +78,13 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
     settings: Settings = config_schema.typed(config, rules)
     config_schema.validate(settings, rules)
     _check_model(settings)
-    if settings["task"] != tasks.CLASSIFICATION and settings["training"]["class_weights"] != "none":
-        raise ConfigError(
-            f"config: training.class_weights weighs classes, of which task: {settings['task']} has none; set it to none"
-        )
+    of_classes = {"training.class_weights": ("none", "weighs"), "asmil.token_loss": (0, "learns")}
+    for name, (off, does) in of_classes.items():
+        section, key = name.split(".")
+        if settings["task"] != tasks.CLASSIFICATION and settings[section][key] != off:
+            raise ConfigError(
+                f"config: {name} {does} classes, of which task: {settings['task']} has none; set it to {off}"
+            )
     tasks.check_models(models(settings), task=settings["task"])
     _check_colormap(settings["heatmap"]["colormap"])
     return _resolve_scale(settings)

@@ -313,6 +313,35 @@ def test_no_key_or_value_of_a_patch_is_kept_for_the_backward_pass() -> None:
     assert sum(saved.values()) <= 4 * 1000 * (64 + 64 + 64) + np.dtype(np.float32).itemsize * 5 * 8 * 64 * 64
 
 
+def test_tokens_own_loss_is_the_mean_over_all_of_them_and_reaches_every_pool() -> None:
+    torch.manual_seed(0)
+    model = ASMIL(20, 3, d_inner=16, tokens=4, heads=2, token_loss=0.5, token_drop=0.9, dropout=0.0).train()
+    model(bag(30))
+    loss = model.objective(torch.tensor(2.0), 1)
+    loss.backward()  # type: ignore[no-untyped-call]
+    hidden = torch.relu(model.project(bag(30)))
+    found = model.token_pools.pool(model.attention_logits(bag(30)).softmax(-1), hidden)
+    own = [layer(token).log_softmax(-1)[1] for layer, token in zip(model.classify_tokens, found, strict=True)]
+    torch.testing.assert_close(loss, 2.0 - 0.5 * torch.stack(own).mean())
+    assert all((gradient := model.token_pools.query_weight.grad) is not None and gradient[k].any() for k in range(4))
+    with pytest.raises(ValueError, match="right before it"):
+        model.objective(torch.tensor(2.0), 1)
+
+
+def test_without_a_weight_the_tokens_have_no_classifiers_and_no_loss() -> None:
+    model = ASMIL(20, 3, d_inner=16, tokens=4, heads=2).train()
+    model(bag(30))
+    given = torch.tensor(2.0)
+    assert model.objective(given, 1) is given
+    assert not any("classify_tokens" in name for name in model.state_dict())
+
+
+def test_tokens_start_with_the_spread_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    assert ASMIL(20, 2, d_inner=256, tokens=64, token_std=1e-6).tokens.std().item() == pytest.approx(1e-6, rel=0.05)
+    assert ASMIL(20, 2, d_inner=256, tokens=64).tokens.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -322,6 +351,8 @@ def test_no_key_or_value_of_a_patch_is_kept_for_the_backward_pass() -> None:
         {"token_drop": "fixed:8"},
         {"token_drop": "half"},
         {"token_drop": -0.1},
+        {"token_std": -1.0},
+        {"token_loss": math.nan},
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, int]) -> None:

@@ -59,6 +59,10 @@ CASES: dict[str, tuple[Callable[[Study], object], str]] = {
         ),
         "training.class_weights weighs classes, of which task: regression has none",
     ),
+    "a loss of classes that there are not": (
+        lambda study: study.configure(task="regression", target="label", asmil={"token_loss": 0.5}),
+        "asmil.token_loss learns classes, of which task: regression has none; set it to 0",
+    ),
     "every token dropped": (
         lambda study: study.configure(asmil={"token_drop": "fixed:8"}),
         "asmil.token_drop is fixed:8 of 8 tokens",
