@@ -26,6 +26,9 @@ PATCHES_PER_MB = 75
 SLOWEST_PATCHES_PER_S = 40
 """Speed that an embed job's time is reckoned with: a fifth of `texture` on one thread, a twelfth of a GPU's."""
 
+TEMPORARY_MB = 1000
+"""Room for temporary files that every job is given, as Snakemake itself does; a slide from a bucket comes on top."""
+
 NEEDS: Mapping[str, Need] = MappingProxyType(
     {
         "check": Need(1000, 30, minutes_per_mb=0.0005),

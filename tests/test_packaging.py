@@ -27,7 +27,7 @@ def test_every_direct_dependency_is_locked_to_one_version() -> None:
     extras = names(
         [
             re.sub(r"\[.*?\]", "", line)
-            for name in ("slurm", "s3", "dev")
+            for name in ("slurm", "s3", "cloud", "dev")
             for line in project["optional-dependencies"][name]
         ]
     )
@@ -64,6 +64,14 @@ def test_a_container_holds_what_the_lock_names_and_no_other_version(recipe: str)
         if str(entry).startswith("python=")
     )
     assert f"python:{python.removeprefix('python=')}-" in text
+
+
+def test_a_user_whom_the_image_does_not_know_has_a_name_and_a_home() -> None:
+    # without them Snakemake ends with KeyError (getpwuid) or PermissionError (/.cache)
+    variables = re.findall(r"^ENV (.*)$", (ROOT / "envs" / "Dockerfile").read_text(), re.MULTILINE)
+    given = dict(entry.split("=") for line in variables for entry in line.split())
+    assert given.keys() >= {"USER", "HOME"}
+    assert given["HOME"] == "/tmp"
 
 
 def test_everything_that_a_container_copies_is_there() -> None:

@@ -1,5 +1,6 @@
 """The whole workflow on slides in a bucket, with results copied to one."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ def test_slides_come_from_a_bucket_and_results_go_to_one(variables: dict[str, st
     ran = study.run()
     assert ran.code == 0, ran.output
     assert list(scratch.glob("asmil-wsi-slide-*")) == []
+    room = set(re.findall(r"rule (\w+):(?:\n .*)*disk_mb=(\d+)", ran.output))
+    assert room == {(rule, "1001") for rule in ("check", "tile", "embed", "heatmap")}  # two slides have less than 1 MB
     assert "s3://hospital/raw/slide 0.svs" in (study.folder / "results" / "check.tsv").read_text()
     listed = client.list_objects_v2(Bucket="hospital", Prefix="study/")["Contents"]
     keys = {entry["Key"].removeprefix("study/") for entry in listed}

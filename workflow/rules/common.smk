@@ -322,6 +322,15 @@ def size_mb(files, wildcards):
     return (fetched + sum(os.stat(file).st_size for file in files)) / 2**20
 
 
+@quick
+def disk_mb(wildcards, threads):
+    """Give the room in MB for temporary files: slides in a bucket are copied there, by `check` one for each thread."""
+    own = COHORT.slides.get(slide_of(wildcards))
+    slides = COHORT.slides.values() if own is None else [own]
+    sizes = sorted(slide.size for slide in slides if isinstance(slide, bucket.BucketSlide))
+    return cluster.TEMPORARY_MB + -(-sum(sizes[-threads:]) // 2**20)
+
+
 # Memory and time are reckoned for each job where they count: on a cluster, or under a limit (--resources mem_mb=16000).
 # Elsewhere a figure for the stage will do, without a look at thousands of files.
 LIMITED = not {"mem_mb", "runtime"}.isdisjoint(workflow.global_resources)

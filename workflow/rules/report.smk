@@ -22,6 +22,7 @@ rule heatmap:
     resources:
         mem_mb=memory_of("heatmap"),
         runtime=minutes_of("heatmap"),
+        disk_mb=disk_mb,
         tmpdir=TMPDIR,
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:

@@ -1,0 +1,55 @@
+"""The profiles, against the options that Snakemake and its plugins know."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake import cli as snakemake_cli
+
+ROOT = Path(__file__).parents[1]
+PROFILES = sorted(path.parent for path in (ROOT / "workflow" / "profiles").glob("*/profile.yaml"))
+RULES = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+
+
+def settings(profile: Path) -> dict[str, object]:
+    return dict(yaml.safe_load((profile / "profile.yaml").read_text()))
+
+
+def require_plugin(profile: Path) -> None:
+    executor = str(settings(profile).get("executor", "local"))
+    if (
+        executor != "local"
+        and importlib.util.find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}") is None
+    ):
+        pytest.skip(f"snakemake-executor-plugin-{executor} is not installed (pip install -r requirements.lock)")
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)
+def test_snakemake_and_the_plugin_know_every_option_of_a_profile(profile: Path) -> None:
+    require_plugin(profile)
+    _, parsed = snakemake_cli.parse_args(["--workflow-profile", str(profile)])
+    assert parsed.executor == settings(profile).get("executor")
+    assert parsed.scheduler == settings(profile)["scheduler"]
+
+
+def test_an_option_that_nobody_knows_would_be_noticed(tmp_path: Path) -> None:
+    (tmp_path / "profile.yaml").write_text("executor: local\nno-such-option: 1\n")
+    with pytest.raises(SystemExit):
+        snakemake_cli.parse_args(["--workflow-profile", str(tmp_path)])
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)
+def test_the_groups_of_a_profile_are_of_rules_that_exist(profile: Path) -> None:
+    groups = settings(profile).get("groups", {})
+    assert isinstance(groups, dict)
+    for rule, group in groups.items():
+        assert f"rule {rule}:" in RULES
+        assert group in settings(profile)["group-components"]  # type: ignore[operator]
+
+
+def test_profiles_with_a_command_for_jobs_differ_in_the_command_only() -> None:
+    kubernetes, batch = (settings(ROOT / "workflow" / "profiles" / name) for name in ("kubernetes", "aws-batch"))
+    differing = {name for name in kubernetes if kubernetes[name] != batch.get(name)}
+    assert differing == {"cluster-generic-submit-cmd", "cluster-generic-status-cmd"}
+    assert set(kubernetes) == set(batch)
