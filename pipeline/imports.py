@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import encoders, store
+from pipeline import encoders, isolation, store
 from pipeline.discovery import discover
 from pipeline.errors import ConfigError, SlideError
+from pipeline.hdf5 import number, read_hdf5, whole
+from pipeline.options import STALLED_AFTER_S
 from pipeline.slide import Slide, open_slide
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 FEATURE_NAMES = ("features", "feats")
 FEATURE_LIMIT = float(np.finfo(np.float16).max)
 STAMP_UNIT = "um"
+MPP_RANGE = (0.05, 100.0)
+"""um per pixel that patches may have: finer than any objective, and coarser than a whole slide's overview."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,22 @@ def read_features(path: Path, *, slide: Slide, coordinates: Path | None = None) 
     ConfigError
         If it is none of the known layouts, or lacks coordinates or scale.
     """
-    with _opened(path) as file:
-        names = [name for name in FEATURE_NAMES if isinstance(file.get(name), h5py.Dataset)]
-        if not names or not isinstance(file.get("coords"), h5py.Dataset):
-            raise ConfigError(
-                f"{path}: holds {', '.join(sorted(file)) or 'nothing'}, not features with coords; without "
-                "coordinates there is no heatmap, so compute the features again"
-            )
-        features, corners = file[names[0]][...], file["coords"][...]
-        own, of_coords = dict(file.attrs), dict(file["coords"].attrs)
+    found = read_hdf5(path, FEATURE_NAMES)
+    features, corners, of_coords = found.features, found.corners, found.of_coords
+    if features is None:
+        raise ConfigError(
+            f"{path}: holds no features with coords; without coordinates there is no heatmap, so compute the features"
+            " again"
+        )
     _check_shapes(path, features, corners)
-    if own.get("unit") is not None:
-        corners, patch_px, edge_px, layout = _of_stamp(path, own, corners, slide)
+    if "unit" in found.own:
+        corners, patch_px, edge_px, layout = _of_stamp(path, found.own, corners, slide)
     elif "patch_size_level0" in of_coords and "patch_size" in of_coords:
-        patch_px, edge_px, layout = int(of_coords["patch_size"]), float(of_coords["patch_size_level0"]), "TRIDENT"
+        patch_px, edge_px = whole(path, of_coords, "patch_size"), number(path, of_coords, "patch_size_level0")
+        layout = "TRIDENT"
     else:
         patch_px, edge_px, layout = _of_clam(path, of_coords, corners, slide, coordinates)
-    _check_place(path, corners, edge_px, slide)
+    _check_place(path, corners, slide, edge_px=edge_px, patch_px=patch_px)
     return Imported(
         np.clip(features, -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float16),
         np.rint(corners).astype(np.int32),
@@ -99,16 +101,8 @@ def read_features(path: Path, *, slide: Slide, coordinates: Path | None = None) 
     )
 
 
-def _opened(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as HDF5 ({error}); copy the file again") from error
-
-
 def _check_shapes(path: Path, features: NDArray[Any], corners: NDArray[Any]) -> None:
-    fitting = features.ndim == 2 and corners.ndim == 2 and corners.shape == (len(features), 2) and len(features)
-    if not fitting:
+    if features.ndim != 2 or not features.size or corners.shape != (len(features), 2):
         raise ConfigError(
             f"{path}: features are {features.shape} and coords {corners.shape}; [N, d] and [N, 2] are needed"
         )
@@ -119,48 +113,46 @@ def _check_shapes(path: Path, features: NDArray[Any], corners: NDArray[Any]) -> 
 def _of_stamp(
     path: Path, own: Mapping[str, Any], corners: NDArray[Any], slide: Slide
 ) -> tuple[NDArray[np.float64], int, float, str]:
-    unit = _text(own["unit"])
+    unit = own["unit"].decode(errors="replace") if isinstance(own["unit"], bytes) else str(own["unit"])
     if unit != STAMP_UNIT or "tile_size_um" not in own or "tile_size_px" not in own:
         raise ConfigError(
             f"{path}: its coords are in {unit!r} and it {'has' if 'tile_size_um' in own else 'lacks'} tile_size_um; "
             "only features of STAMP 2 (unit um, tile_size_um, tile_size_px) say their scale"
         )
     scale = np.array([slide.mpp_x, slide.mpp_y])
-    return corners / scale, int(own["tile_size_px"]), float(own["tile_size_um"]) / slide.mpp, "STAMP"
+    return corners / scale, whole(path, own, "tile_size_px"), number(path, own, "tile_size_um") / slide.mpp, "STAMP"
 
 
 def _of_clam(
     path: Path, of_coords: Mapping[str, Any], corners: NDArray[Any], slide: Slide, coordinates: Path | None
 ) -> tuple[int, float, str]:
     if coordinates is not None and coordinates.is_file():
-        with _opened(coordinates) as file:
-            if not isinstance(file.get("coords"), h5py.Dataset):
-                raise ConfigError(f"{coordinates}: holds no coords; give CLAM's folder `patches`")
-            of_coords, planned = dict(file["coords"].attrs), file["coords"][...]
-        if not np.array_equal(planned, corners):
+        planned = read_hdf5(coordinates)
+        of_coords = planned.of_coords
+        if not np.array_equal(planned.corners, corners):
             raise ConfigError(f"{coordinates}: its coords are not those of {path}; give the ones it was made at")
     if "patch_size" not in of_coords or "patch_level" not in of_coords:
         raise ConfigError(
             f"{path}: does not say the scale of its patches; give CLAM's folder `patches` with --coordinates"
         )
-    level, patch_px = int(of_coords["patch_level"]), int(of_coords["patch_size"])
-    if not 0 <= level < len(slide.level_downsamples):
+    level, patch_px = whole(path, of_coords, "patch_level", least=0), whole(path, of_coords, "patch_size")
+    if level >= len(slide.level_downsamples):
         raise ConfigError(f"{path}: was made at level {level}, which {slide.path} does not have; give the same slide")
     return patch_px, patch_px * slide.level_downsamples[level], "CLAM"
 
 
-def _check_place(path: Path, corners: NDArray[Any], edge_px: float, slide: Slide) -> None:
+def _check_place(path: Path, corners: NDArray[Any], slide: Slide, *, edge_px: float, patch_px: int) -> None:
     """Raise where patches lie far outside: the features are of another slide, or the scale is wrong."""
-    beyond = (corners < -edge_px).any() or (corners[:, 0] > slide.width).any() or (corners[:, 1] > slide.height).any()
-    if beyond or edge_px < 1:
+    low, high = corners.min(0), corners.max(0)
+    inside = (low >= -edge_px).all() and high[0] <= slide.width and high[1] <= slide.height  # false for NaN
+    if not inside or not 1 <= edge_px <= 2 * max(slide.width, slide.height):
         raise ConfigError(
-            f"{path}: patches of {edge_px:.0f} px reach x {corners[:, 0].max():.0f}, y {corners[:, 1].max():.0f}, "
+            f"{path}: patches of {edge_px:.0f} px reach x {high[0]:.0f}, y {high[1]:.0f}, "
             f"outside the {slide.width} x {slide.height} px of {slide.path}; give the slide they were made of"
         )
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    mpp = edge_px * slide.mpp / patch_px
+    if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        raise ConfigError(f"{path}: its patches of {patch_px} px have {mpp:.3g} um per pixel; compute them again")
 
 
 def write_artefacts(found: Imported, *, slide: Slide, slide_id: str, encoder: str, tiles: Path, bag: Path) -> None:
@@ -265,7 +257,8 @@ def run(
         raise ConfigError(f"{folder}: no .h5 file there is named as a slide in {slides}; names must be the same")
     for slide_id in sorted(set(files) - set(known)):
         log.warning("%s: no slide of this name in %s; left out", files[slide_id], slides)
-    for slide_id in matched:
+
+    def one(slide_id: str) -> str:
         beside = coordinates / f"{files[slide_id].stem}.h5" if coordinates else None
         try:
             with open_slide(
@@ -287,8 +280,17 @@ def run(
                 )
         except SlideError as error:
             log.warning("%s: %s; %s.", slide_id, error.reason, error.remedy)
-            continue
+            return ""
         log.info("%s: %d features of %s from %s", slide_id, len(found.coords), encoder, found.layout)
+        return ""
+
+    def crashed(slide_id: str, error: SlideError) -> str:
+        return f"{files[slide_id]} or {known[slide_id]}: {error.reason}; copy both again"
+
+    # HDF5 files and slides are read by native code: a crash costs its slide, not those after it
+    for fault in isolation.each(matched, one, failed=crashed, threads=1, stalled_after_s=STALLED_AFTER_S):
+        if fault:
+            raise ConfigError(fault)
     return matched
 
 

@@ -152,10 +152,10 @@ class ModelFolder:
     def check_bag(self, attributes: dict[str, Any], *, folder: Path) -> None:
         """Raise an ArtefactError if a bag was not made as those the model was trained on."""
         for key, value in self.bags.items():
-            if attributes[key] != value:
+            if attributes.get(key) != value:
                 raise ArtefactError(
                     f"{folder} was trained with {key} {value}, the bag of '{attributes['slide_id']}' has"
-                    f" {attributes[key]}; embed the slide as the model's were"
+                    f" {attributes.get(key)}; embed the slide as the model's were"
                 )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,32 @@ def unseen(folds: Sequence[int], *, models: Path, attributes: Mapping[str, Any])
     return kept or list(folds)
 
 
+def read_bag(path: Path) -> store.Artefact:
+    """Read a slide's bag, and see that it is one: `predict-bag` may be given any file.
+
+    Raises
+    ------
+    ArtefactError
+        If another stage wrote it, or its arrays are not those of a bag.
+    """
+    stored = store.read(path)
+    stage, picture = stored.attributes["stage"], stored.attributes.get("overview_hash", "")
+    if stage != "embed":
+        raise ArtefactError(f"{path}: is no bag but a file that {stage} wrote; give one of results/bags")
+    if not stored.ok:
+        return stored
+    features, coords = (stored.arrays.get(name, np.empty(0)) for name in ("features", "coords"))
+    fitting = features.ndim == 2 and np.issubdtype(features.dtype, np.floating)
+    if not fitting or coords.shape != (len(features), 2) or not np.issubdtype(coords.dtype, np.integer):
+        raise ArtefactError(
+            f"{path}: features are {features.dtype} {features.shape} and coords {coords.dtype} {coords.shape}, not"
+            " numbers [N, d] and whole ones [N, 2]; embed the slide again"
+        )
+    if not isinstance(picture, str) or not re.fullmatch("[0-9a-f]*", picture):
+        raise ArtefactError(f"{path}: its overview_hash is {picture!r}, no hash; embed the slide again")
+    return stored
+
+
 def run(
     bag: Path,
     *,
@@ -104,7 +131,7 @@ def run(
         When to decide, and how.
     """
     options = options or DecisionOptions()
-    stored = store.read(bag)
+    stored = read_bag(bag)
     slide_id = stored.attributes["slide_id"]
     found = store.carried_over(stored.attributes)
     arrays: dict[str, NDArray[Any]] = {}

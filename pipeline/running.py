@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,10 +63,17 @@ def require_room(*folders: Path) -> None:
             raise ConfigError(sentence(OSError(error.errno, error.strerror, str(folder))) or str(error)) from error
 
 
-def claim(folder: Path = FOLDER) -> None:
+def claim(folder: Path = FOLDER, *, after_kill: Callable[[], object] = lambda: None) -> None:
     """Make this process the only run in `folder`, clear away what a killed run left, and wait for its last jobs.
 
     Where the file system knows no locks, Snakemake's own are all there is.
+
+    Parameters
+    ----------
+    folder
+        Snakemake's folder in the study.
+    after_kill
+        Called where the last run was killed, before its marks are cleared away: a kill meanwhile leaves them.
 
     Raises
     ------
@@ -93,10 +100,11 @@ def claim(folder: Path = FOLDER) -> None:
     os.pwrite(run, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "started": started}).encode(), 0)
     _wait_for_jobs(folder / JOBS)
     stale = list((folder / "locks").glob("*")) if (folder / "locks").is_dir() else []
-    for mark in stale:
-        mark.unlink(missing_ok=True)
     if stale:
         sys.stderr.write("The last run in this folder was killed; what it finished is kept, the rest is made again.\n")
+        after_kill()
+    for mark in stale:
+        mark.unlink(missing_ok=True)
 
 
 def join() -> None:

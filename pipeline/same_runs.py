@@ -24,6 +24,9 @@ MEASURED_OF_RECORD = frozenset({"environment"})
 NOT_COMPARED = frozenset({"logs", "private"})
 """Folders below results: what the jobs said, and the secret key of the hashes."""
 
+ASIDE = frozenset({".damaged", ".outdated"})
+"""Endings of files that were set aside, and made again."""
+
 
 def differences(first: Path, second: Path) -> list[str]:
     """Give what differs between two runs, a sentence a file; empty if they gave the same.
@@ -45,7 +48,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         for path in (folder / below).rglob("*"):
             inside = path.relative_to(folder / below).parts
             hidden = any(part.startswith(".") for part in inside)
-            if path.is_file() and not hidden and not (below == "results" and inside[0] in NOT_COMPARED):
+            if path.is_file() and not hidden and path.suffix not in ASIDE and inside[0] not in NOT_COMPARED:
                 yield path.relative_to(folder).as_posix(), path
 
 

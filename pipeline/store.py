@@ -171,6 +171,8 @@ _OWN = frozenset(
     | {"parameters"}
 )
 
+_TEXTS = ("stage", "slide_id", "fingerprint", "status", "reason", "remedy")
+
 
 def carried_over(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Give what an earlier stage found out about the slide, without what describes that stage itself."""
@@ -300,3 +302,6 @@ def _check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
             f" this one reads {SCHEMA_VERSION}); "
             + ("install that version, or give paths.results another folder" if newer else AGAIN)
         )
+    lacking = [key for key in _TEXTS if not isinstance(attributes.get(key), str)]
+    if lacking:
+        raise ArtefactError(f"{path}: does not say its {', '.join(lacking)}; it is no artefact that asmil-wsi wrote")

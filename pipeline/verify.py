@@ -9,6 +9,9 @@ from pipeline.errors import ArtefactError, PipelineError
 
 log = logging.getLogger(__name__)
 
+LAST_S = 120.0
+"""How long before the last file of a run that was killed others are looked at: Linux keeps bytes back for 30 s."""
+
 
 def run(results: Path, reports: Path, *, repair: bool) -> None:
     """Check all artefacts by their checksums and versions, and name those that are damaged or outdated.
@@ -48,6 +51,19 @@ def run(results: Path, reports: Path, *, repair: bool) -> None:
             " with --repair and then the workflow, which makes them anew"
         )
     log.warning("they were renamed to *.damaged or *.outdated; run the workflow again, which makes them anew")
+
+
+def after_kill(results: Path, reports: Path) -> None:
+    """Set aside what is torn of the files that a killed run wrote last: the machine may have lost its power, too.
+
+    Its own files reach the disk before their names, but not every disk keeps its word.
+    """
+    written = {path: path.stat().st_mtime for path in artefacts(results, reports)}
+    since = max(written.values(), default=0.0) - LAST_S
+    for path in (path for path, moment in written.items() if moment >= since):
+        why = fault(path)
+        if why:
+            log.warning("%s", checksums.damaged(path, why))
 
 
 def artefacts(results: Path, reports: Path) -> Iterator[Path]:

@@ -169,6 +169,21 @@ def test_a_snapshot_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         encoders.spec("hf-hub:lab/text", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "vit"}, "config.json: lacks something or has it in another form .KeyError"),
+        ({"architecture": "test_vit", "pretrained_cfg": {"mean": [1, 2]}}, "config.json: lacks something or has it in"),
+        ({"architecture": "test_vit", "model_args": {"checkpoint_path": "/etc/passwd", "depth": "x"}}, "cannot build"),
+    ],
+)
+def test_a_snapshot_that_describes_no_model_is_refused(config: dict[str, Any], told: str, tmp_path: Path) -> None:
+    (tmp_path / "lab--odd").mkdir()
+    (tmp_path / "lab--odd" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=told):
+        encoders.load("hf-hub:lab/odd", folder=tmp_path, weights="random")
+
+
 def test_blocks_in_chunks_and_a_teacher_beside_a_head_are_sorted_out() -> None:
     weight = torch.ones(2)
     teacher = {

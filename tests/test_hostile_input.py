@@ -29,7 +29,8 @@ from pipeline.geojson import read_geojson
 from pipeline.isolation import Outcome, attempt
 from pipeline.weights import MANIFEST
 from tests.fuzz.__main__ import FINDINGS
-from tests.fuzz.targets import TARGETS, Target, ours, read_slide
+from tests.fuzz.making import Target, ours
+from tests.fuzz.targets import TARGETS, read_slide
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = 25
@@ -72,7 +73,7 @@ def read_in_little_memory(target: Target, content: bytes) -> Outcome:
 
 
 BROKEN = """
-from tests.fuzz.targets import ANYTHING, Target
+from tests.fuzz.making import ANYTHING, Target
 TARGETS = {"json": Target(lambda content, folder: 1 / (len(content) < 4), ANYTHING, lambda: [b"a"])}
 """
 

@@ -1,5 +1,8 @@
 """Features of other toolboxes: files laid out as their public code writes them."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ from pipeline import imports, store
 from pipeline.errors import ConfigError
 from tests.slides import tissue_like, write_svs
 
+ROOT = Path(__file__).parents[1]
 MPP = 0.25
 GRID = np.array([(x, y) for y in (0, 512) for x in (0, 512, 1024)], np.int64)
+SCALE: dict[str, Any] = {"patch_size": 256, "patch_size_level0": 512}
 FEATURES = np.random.default_rng(0).normal(size=(6, 1024)).astype(np.float32)
 
 
@@ -110,6 +115,21 @@ def test_tiles_and_bag_agree_with_the_slide(slides: Path, tmp_path: Path) -> Non
             "512 features, uni gives 1024",
         ),
         ({"features": FEATURES, "coords": GRID}, {}, {"patch_size": 256, "patch_level": 7}, "was made at level 7"),
+        ({"features": FEATURES, "coords": GRID * np.nan}, {}, SCALE, "give the slide they were made of"),
+        ({"features": FEATURES, "coords": GRID.astype("S4")}, {}, SCALE, "its coords are no numbers"),
+        ({"features": FEATURES[:, :0], "coords": GRID}, {}, SCALE, r"features are \(6, 0\)"),
+        ({"features": FEATURES, "coords": GRID}, {}, SCALE | {"patch_size": 0}, "its patch_size is '0'"),
+        ({"features": FEATURES, "coords": GRID}, {}, SCALE | {"patch_size": "256"}, "its patch_size is '256'"),
+        ({"features": FEATURES, "coords": GRID}, {}, SCALE | {"patch_size": [1, 2]}, r"its patch_size is '\[1 2\]'"),
+        ({"features": FEATURES, "coords": GRID}, {}, SCALE | {"patch_size": 0.5}, "its patch_size is '0.5'"),
+        (
+            {"features": FEATURES, "coords": GRID},
+            {},
+            SCALE | {"patch_size_level0": np.inf},
+            "patch_size_level0 is 'inf'",
+        ),
+        ({"features": FEATURES, "coords": GRID}, {}, SCALE | {"patch_size_level0": 10**6}, "patches of 1000000 px"),
+        ({"features": FEATURES, "coords": GRID}, {}, SCALE | {"patch_size": 10**6}, "have 0.000128 um per pixel"),
     ],
 )
 def test_what_cannot_be_placed_is_refused(
@@ -124,6 +144,94 @@ def test_what_cannot_be_placed_is_refused(
     with pytest.raises(ConfigError, match=message):
         imports.run(tmp_path / "in", slides=slides, results=tmp_path / "out", encoder="uni")
     assert not (tmp_path / "out").exists()
+
+
+def stated(path: Path) -> None:
+    """State a size without a byte behind it."""
+    with h5py.File(path, "a") as file:
+        del file["features"]
+        file.create_dataset("features", shape=(2**40, 1024), chunks=(64, 64), dtype="f4")
+
+
+def in_a_raw_file(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["features"]
+        file.create_dataset("features", shape=(1, 4), dtype="f4", external=[("/etc/passwd", 0, 16)])
+
+
+def linked(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        path.with_suffix(".other").write_bytes(path.read_bytes())
+        del file["features"]
+        file["features"] = h5py.ExternalLink(path.with_suffix(".other"), "features")
+
+
+def virtual(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        file.move("features", "moved")
+        layout = h5py.VirtualLayout(shape=(6, 1024), dtype="f4")
+        layout[...] = h5py.VirtualSource(file["moved"])
+        file.create_virtual_dataset("features", layout)
+
+
+def with_a_changed_byte(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["features"]
+        packed = file.create_dataset("features", data=FEATURES, chunks=(6, 1024), compression="gzip", fletcher32=True)
+        place = packed.id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place + 100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (stated, "its features state 4.19e.06 GiB, far more than the file can hold"),
+        (in_a_raw_file, "its features are in another file"),
+        (linked, "its features are in another file"),
+        (virtual, "its features are in another file"),
+        (with_a_changed_byte, "cannot be read as HDF5"),
+    ],
+)
+def test_a_file_that_cannot_be_trusted_is_refused(
+    slides: Path, tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
+    change(trident(tmp_path / "in") / "a.h5")
+    with pytest.raises(ConfigError, match=message):
+        import_one(tmp_path / "in", slides, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+CRASHING = """
+import ctypes, sys
+from pipeline import cli, imports
+read = imports.read_hdf5
+imports.read_hdf5 = lambda path, names=(): ctypes.string_at(0) if path.stem == "b" else read(path, names)
+sys.argv = ["pipeline", "import", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_crash_of_the_reader_ends_in_a_sentence_and_costs_no_other_slide(slides: Path, tmp_path: Path) -> None:
+    folder = trident(tmp_path / "in")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in "abc":
+        (raw / f"{name}.svs").write_bytes((slides / "a.svs").read_bytes())
+        (folder / f"{name}.h5").write_bytes((folder / "a.h5").read_bytes())
+    options = ["--slides", str(raw), "--results", str(tmp_path / "out"), "--encoder", "uni"]
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHING, str(folder), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {folder / 'b.h5'} or {raw / 'b.svs'}: the reader crashed")
+    assert {path.name[0] for path in (tmp_path / "out" / "bags").iterdir()} == {"a", "c"}
 
 
 def test_coordinates_of_another_run_are_refused(slides: Path, tmp_path: Path) -> None:

@@ -36,15 +36,20 @@ def snapshot_spec(name: str, folder: Path) -> EncoderSpec:
     """
     place = snapshot_folder(name, folder)
     config = _read_json(place / "config.json", name)
-    described = _of_timm(config, name) if "architecture" in config else _of_transformers(config, name, place)
+    try:
+        described = _of_timm(config, name) if "architecture" in config else _of_transformers(config, name, place)
+        licence = config.get("license") or config.get("pretrained_cfg", {}).get("license")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(
+            f"{place / 'config.json'}: lacks something or has it in another form ({error!r}); fetch the snapshot again"
+        ) from error
     found = next((file for file in WEIGHTS_NAMES if (place / file).is_file()), WEIGHTS_NAMES[0])
     hub_id = name.removeprefix(HUB_PREFIX)
-    licence = config.get("license") or config.get("pretrained_cfg", {}).get("license") or "see the hub's page"
     return EncoderSpec(
         name=name,
         mpp=None,
         dim=None,
-        licence=str(licence),
+        licence=str(licence or "see the hub's page"),
         source=f"https://huggingface.co/{hub_id}",
         hub_id=hub_id,
         hub_file=found,

@@ -4,6 +4,7 @@ import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import timm
 import torch
@@ -58,6 +59,24 @@ def _triple(values: tuple[float, ...]) -> Triple:
     return red, green, blue
 
 
+def create_network(spec: EncoderSpec, architecture: str, options: Mapping[str, Any]) -> nn.Module:
+    """Let timm create a network without its classifier.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot with these options, which a snapshot's `config.json` may state at will.
+    """
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **options)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{spec.name}: timm {timm.__version__} cannot build {architecture} as it is described ({error!r}); fetch"
+            " its weights and configuration again"
+        ) from error
+    return model
+
+
 def build_timm(spec: EncoderSpec, path: Path | None) -> nn.Module:
     """Build a model without its classifier.
 
@@ -75,9 +94,7 @@ def build_timm(spec: EncoderSpec, path: Path | None) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model: nn.Module = timm.create_model(
-            spec.architecture or spec.name.removeprefix(TIMM_PREFIX), pretrained=False, num_classes=0, **spec.options
-        )
+        model = create_network(spec, spec.architecture or spec.name.removeprefix(TIMM_PREFIX), spec.options)
     if path is not None:
         load_strictly(model, _in_layout_of(model, read_state(path)), path)
     return model

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.layers.mlp import SwiGLUPacked
 from timm.layers.norm import LayerNorm
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.encoders.checkpoint import SEED, load_strictly, read_state
 from pipeline.encoders.layouts import LAYOUTS
 from pipeline.encoders.registry import EncoderSpec
+from pipeline.encoders.timm_encoder import create_network
 
 
 class Pooled(nn.Module):
@@ -81,8 +81,7 @@ def create(spec: EncoderSpec, *, weights_follow: bool = False) -> nn.Module:
         options["norm_layer"] = _layer_norm(options.pop("norm_eps"))
     with torch.random.fork_rng(devices=[]), torch.device("meta" if weights_follow else torch.get_default_device()):
         torch.manual_seed(SEED)
-        model: nn.Module = timm.create_model(spec.architecture, pretrained=False, num_classes=0, **options)
-    return model
+        return create_network(spec, spec.architecture, options)
 
 
 def _layer_norm(eps: float) -> Any:

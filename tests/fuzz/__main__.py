@@ -35,7 +35,8 @@ else:
     followed = nullcontext
 
 with followed():
-    from tests.fuzz.targets import TARGETS, Target, ours
+    from tests.fuzz.making import Target, ours
+    from tests.fuzz.targets import TARGETS
 
 FINDINGS = Path(__file__).parent / "findings"
 MOST_MEMORY = 1 << 30
@@ -89,8 +90,9 @@ class Child:
         self._at_work = os.open(at_work, os.O_RDWR | os.O_CREAT)
 
     def warm_up(self) -> None:
-        """Read what is right, so that everything is imported, and limit the memory from there on."""
+        """Read what is right, so that everything is imported, and limit time and memory from there on."""
         for content in self.target.seeds():
+            ours(self.target, content)
             self.try_one(content)
         used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (used + MOST_MEMORY, used + MOST_MEMORY))

@@ -10,9 +10,7 @@ import pickle
 import struct
 import tarfile
 import tempfile
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,63 +26,14 @@ from pipeline.errors import PipelineError
 from pipeline.geojson import read_geojson
 from pipeline.slide import open_slide
 from pipeline.weights import MANIFEST
+from tests.fuzz import foreign
+from tests.fuzz.making import ANYTHING, JSON, Target, changed
 from tests.slides import slide_with_tissue, write_svs
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-JSON = some.recursive(
-    some.none() | some.booleans() | some.floats() | some.integers() | some.text(max_size=6),
-    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(max_size=6), inner, max_size=4),
-    max_leaves=12,
-)
 HEADERS: tuple[bytes, ...] = (b"slide_id,label\n", b"slide_id,label,patient_id,site\n", b"slide_id,mpp,skip,note\n")
 HEADERS += (",".join(COLUMNS).encode() + b"\n", b"slide_id,fold\n", ",".join(given_splits.COLUMNS).encode() + b"\n")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A loader that is fuzzed.
-
-    Parameters
-    ----------
-    read
-        Reads a file of these bytes, in an empty folder.
-    strategy
-        Makes the bytes.
-    seeds
-        Gives files that are right.
-    native
-        Whether native code reads the file: it then works in a child process, as in the pipeline, and may crash there.
-    """
-
-    read: Callable[[bytes, Path], object]
-    strategy: some.SearchStrategy[bytes]
-    seeds: Callable[[], list[bytes]]
-    native: bool = False
-
-
-def ours(target: Target, content: bytes) -> None:
-    """Let a target read bytes; only our errors may come out of it."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.suppress(PipelineError):
-        warnings.simplefilter("ignore")  # a library's remark on a damaged file is no failure
-        target.read(content, Path(folder))
-
-
-def mutated(content: bytes, changes: list[tuple[float, int]], *, head: int, cut: float | None) -> bytes:
-    """Change bytes, half of them among the first `head`, where a format's tables are, and cut the rest off."""
-    changed = bytearray(content)
-    for number, (place, value) in enumerate(changes):
-        changed[int(place * (min(head, len(changed)) if number % 2 else len(changed) - 1))] = value
-    return bytes(changed if cut is None else changed[: int(cut * len(changed))])
-
-
-def changed(content: Callable[[], bytes], *, head: int = 2000) -> some.SearchStrategy[bytes]:
-    """Make files that differ from a right one in a few bytes, or are cut short."""
-    changes = some.lists(some.tuples(some.floats(0, 1), some.integers(0, 255)), max_size=12)
-    cut = some.none() | some.floats(0, 1)
-    return some.builds(
-        lambda changes, cut: mutated(content(), changes, head=min(head, len(content()) - 1), cut=cut), changes, cut
-    )
 
 
 # --- slides ---------------------------------------------------------------------------------------------------------
@@ -296,7 +245,6 @@ def read_json(content: bytes, _: Path) -> None:
         json_text.parse_object(content)
 
 
-ANYTHING = some.binary(max_size=300)
 MAGIC = some.sampled_from([b"", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"PK\3\4"])
 
 TARGETS: dict[str, Target] = {
@@ -338,4 +286,5 @@ TARGETS: dict[str, Target] = {
         lambda: [bundle_bytes()],
     ),
     "json": Target(read_json, JSON.map(json.dumps).map(str.encode) | ANYTHING, lambda: [b'{"a": [1, null, "b"]}']),
+    **foreign.TARGETS,
 }

@@ -217,3 +217,16 @@ def results_of(study: Study) -> dict[str, object]:
         for name, values in store.read(path).arrays.items():
             found[f"{path.parent.name}/{path.name}/{name}"] = np.asarray(values).tobytes()
     return found
+
+
+def keeps_checksums(folder: Path) -> bool:
+    """Tell whether the file system keeps attributes, in which checksums of tables and pictures are."""
+    probe = folder / "probe.json"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.asmil_wsi.probe", b"x")
+    except OSError:
+        return False
+    finally:
+        probe.unlink()
+    return True

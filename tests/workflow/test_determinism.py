@@ -68,6 +68,7 @@ def test_a_difference_is_named(finished_run: tuple[Study, Ran], tmp_path: Path) 
     picture.write_bytes(picture.read_bytes()[:-1])
     (reports / "predictions.csv").unlink()
     (results / "logs" / "report.log").write_text("other words")
+    (results / "bags" / "slide 1.zarr.zip.damaged").touch()
     found = subprocess.run(
         [sys.executable, "-m", "pipeline", "same", str(first.folder), str(changed.folder)],
         env={**first.environment, "PYTHONPATH": str(ROOT)},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import Ran, Study, jobs_in, results_of
+from tests.workflow.conftest import Ran, Study, jobs_in, keeps_checksums, results_of
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def test_a_damaged_artefact_of_any_kind_is_found_and_mended(finished: Study, fin
     found = finished.command_line("verify")
     assert found.returncode == 1
     named = [path for path in torn if f"{path.relative_to(finished.folder)}: " in found.stderr]
-    if supports_attributes(finished.folder):
+    if keeps_checksums(finished.folder):
         assert named == torn
         assert f"{len(torn)} of {len(there)} files" in found.stderr
     repaired = finished.command_line("verify", "--repair")
@@ -134,15 +134,3 @@ def test_a_stage_that_reads_a_damaged_file_says_so_and_the_same_command_mends_it
     ran = finished.run()
     assert ran.code == 0, ran.output
     assert results_of(finished) == before
-
-
-def supports_attributes(folder: Path) -> bool:
-    probe = folder / "probe.json"
-    probe.touch()
-    try:
-        os.setxattr(probe, "user.asmil_wsi.probe", b"x")
-    except OSError:
-        return False
-    finally:
-        probe.unlink()
-    return True

@@ -50,11 +50,18 @@ def read_input():
         stop(error)
 
 
+def look_at_last_files():
+    """Set aside the files that a killed run left torn, so that they are made again."""
+    from pipeline import verify  # reads artefacts, which a run is planned without
+
+    verify.after_kill(RESULTS, REPORTS)
+
+
 def claim_folder():
     """Make this the only run in the folder, also where a killed one left its marks, or end with a sentence."""
     try:
         running.require_room(running.FOLDER, RESULTS, REPORTS)
-        running.claim()
+        running.claim(after_kill=look_at_last_files)
     except PipelineError as error:
         stop(error)
 
