@@ -91,17 +91,22 @@ def read_jobs(folder: Path) -> dict[str, Stage]:
     return stages
 
 
-def measure_work(folder: Path, stages: dict[str, Stage]) -> None:
-    """Run each command again in this process; the first of a stage twice, so that its imports do not count."""
+def measure_work(folder: Path, stages: dict[str, Stage], *, most: int) -> None:
+    """Run each command again in this process; the first of a stage twice, so that its imports do not count.
+
+    Of a stage with more than `most` jobs, as many are run again, evenly spread, and stand for the others.
+    """
     from pipeline.cli import app
 
     os.chdir(folder)
     for stage in stages.values():
-        for number, arguments in enumerate([stage.commands[0], *stage.commands]):
+        count = len(stage.commands)
+        again = [stage.commands[index * count // most] for index in range(most)] if count > most else stage.commands
+        for number, arguments in enumerate([again[0], *again]):
             before = processor_s()
             app(arguments, standalone_mode=False)
             if number:
-                stage.work_s += processor_s() - before
+                stage.work_s += (processor_s() - before) * count / len(again)
 
 
 def processor_s() -> float:
@@ -126,6 +131,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="their labels")
     parser.add_argument("--count", type=int, default=12, help="labelled synthetic slides, where none are given")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--again", type=int, default=1000, help="most jobs of a stage that are run again")
     given = parser.parse_args()
     if (given.slides is None) != (given.labels is None):
         parser.error("give --slides and --labels together")
@@ -135,7 +141,7 @@ def main() -> None:
         write_study(folder, slides=given.slides, labels=given.labels, count=count, side_px=side_px)
         spent = run_workflow(folder, given.cores)
         stages = read_jobs(folder)
-        measure_work(folder, stages)
+        measure_work(folder, stages, most=given.again)
         patches = count_patches(folder)
         os.chdir(ROOT)
     slides = len(stages["tile"].commands)

@@ -64,7 +64,8 @@ def finish(folder: Path, slides: int) -> int:
     metrics = {"n_predicted": slides, "n_cohort": slides, "pooled": {}}
     (folder / "reports" / "metrics.json").write_text(json.dumps(metrics))
     (folder / "reports" / "quarantine.tsv").write_text("slide_id\treason\tremedy\n")
-    snakemake(folder, "--touch")
+    # all at a time: with two, Snakemake chooses anew among thousands of jobs for every pair
+    snakemake(folder, "--touch", "--cores", str(5 * slides))
     return len(files)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -209,10 +210,12 @@ def length_text(length_um: float) -> str:
 
 @cache
 def _font(bold: bool, size_px: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    # found without an import of matplotlib, which takes longer than to write all text of a page
+    package = find_spec("matplotlib")
+    if package is None or package.origin is None:
+        raise ImportError("matplotlib, whose fonts the pages use, is not installed; install requirements.lock")
+    path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name
     # the basic engine is part of Pillow: the same text on every machine, with or without libraqm
     return ImageFont.truetype(path, size_px, layout_engine=ImageFont.Layout.BASIC)
 
