@@ -42,13 +42,14 @@ def read(files: Iterable[Path]) -> dict[str, Any]:
             raise ConfigError(f"{path}: cannot be read as YAML ({why}); mend it there") from error
         if not isinstance(found, dict | None):
             raise ConfigError(f"{path}: holds {type(found).__name__}, not sections with settings; see config.yaml")
-        config = _merged(config, found or {})
+        config = laid_over(config, found or {})
     return config
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a configuration with another one laid over it, section by section, as Snakemake does."""
     both = {
-        name: _merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        name: laid_over(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
         for name, value in changes.items()
     }
     return {**base, **both}

@@ -1,13 +1,38 @@
 # What the rules share: the configuration, the cohort, and helpers that turn them into inputs, parameters and resources.
 import gc
 import inspect
+import io
 import os
 import shlex
+import subprocess
 import sys
+import tarfile
 import tempfile
 from functools import cache
 
-ROOT = Path(workflow.basedir).parent
+
+def repository():
+    """Give the folder of this repository.
+
+    A study may use the workflow as a module of a git host. Snakemake then fetches each file that a rule names; jobs need
+    the packages, which are unpacked here once for each commit.
+    """
+    here = workflow.current_basedir
+    if isinstance(here, os.PathLike):
+        return Path(here).parents[1]
+    git = ["git", "-C", here.repo_path if hasattr(here, "repo_path") else here.hosted_repo.repo_clone]
+    commit = subprocess.check_output([*git, "rev-parse", f"{here.ref}^{{commit}}"], text=True).strip()
+    folder = Path(".snakemake", "asmil-wsi", commit).absolute()
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        packed = subprocess.check_output([*git, "archive", commit, "asmil", "pipeline", "workflow", "config.yaml"])
+        tarfile.open(fileobj=io.BytesIO(packed)).extractall(part, filter="data")
+        part.rename(folder)
+    return folder
+
+
+ROOT = repository()
 sys.path.insert(0, str(ROOT))
 
 from pipeline import (
@@ -42,7 +67,7 @@ def stop(error):
 def read_input():
     """Check the configuration and read the cohort, or end with a sentence that says what to mend."""
     try:
-        checked = settings.check(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
+        checked = settings.check(CONFIG, ROOT / "workflow" / "schemas" / "config.schema.yaml")
         if "--lint" in sys.argv:  # the rules can be judged without slides
             return checked, cohorts.Cohort({}, {})
         return checked, settings.load_cohort(checked)
@@ -66,6 +91,8 @@ def claim_folder():
         stop(error)
 
 
+# A module has the settings of its study alone.
+CONFIG = settings.laid_over(settings.read([ROOT / "config.yaml"]), config)
 SETTINGS, COHORT = read_input()
 
 
@@ -232,9 +259,19 @@ def granted_gpus(stage):
     return min(settings.gpus(SETTINGS, stage, local=workflow.local_exec), GPU_LIMIT)
 
 
+def of_a_module():
+    """Say what a module does not do by itself: Snakemake runs what follows a run only where the main Snakefile says so."""
+    if workflow.modifier.is_main_snakefile() or SETTINGS["paths"]["archive"] is None:
+        return []
+    return [
+        "this workflow is used as a module, whose results are copied to paths.archive only if the study's"
+        " workflow/Snakefile says so: onsuccess: NAME.onsuccess(), as config/README.md shows"
+    ]
+
+
 def look_ahead():
     """Say what looks odd, and end before any work if the encoder's weights or the division into folds will not do."""
-    for warning in settings.warnings(COHORT):
+    for warning in [*settings.warnings(COHORT), *of_a_module()]:
         print(f"Warning: {warning}", file=sys.stderr)
     try:
         if not {"--forceall", "-F", "--touch", "-t"} & set(sys.argv):
@@ -397,7 +434,7 @@ def record_run():
 
     prints = {slide: slide_fingerprint(slide) for slide in COHORT.slides}
     written = run_record.outputs(results=RESULTS, reports=REPORTS)
-    record = run_record.describe(config, COHORT, prints, weights=settings.weights_print(SETTINGS), outputs=written)
+    record = run_record.describe(CONFIG, COHORT, prints, weights=settings.weights_print(SETTINGS), outputs=written)
     run_record.write(RESULTS / run_record.NAME, record)
 
 
