@@ -143,8 +143,8 @@ def test_a_job_is_a_copy_of_the_runs_pod_with_resources_of_its_own_and_ends_with
     assert "nodeName" not in spec
     assert spec["activeDeadlineSeconds"] == 3600
     container, of_run = spec["containers"][0], whole["containers"][0]
-    assert {key: container[key] for key in ("image", "env", "envFrom", "workingDir")} == {
-        key: of_run[key] for key in ("image", "env", "envFrom", "workingDir")
+    assert {key: container[key] for key in ("image", "env", "envFrom", "workingDir", "securityContext")} == {
+        key: of_run[key] for key in ("image", "env", "envFrom", "workingDir", "securityContext")
     }
     assert container["volumeMounts"] == of_run["volumeMounts"][:1]
     assert container["resources"] == {
