@@ -5,7 +5,8 @@ their time on nothing. Here the runs go through the bags in one common order, an
 what all of them compute. Every run has its own weights, AdamW state, noise, features (as its own fold standardises
 them) and anchor; a run whose test fold holds a bag leaves that step out. What is computed is what
 `asmil.training.Trainer` computes (tests/test_benchmarks.py compares the two), but for the order of bags, which seeds
-share, and models that take something from the bags beforehand or follow their own weights (PAMIL, MHIM).
+share, models that take something from the bags beforehand or follow their own weights (PAMIL, MHIM), and weights that
+a bag does not use (CLAM's classifier of patches of the other class): they follow their momentum here and rest there.
 """
 
 import copy
@@ -53,7 +54,8 @@ class Lockstep:
     anchor
         None, or mode "none", trains on the model's own loss alone.
     config
-        As for `asmil.training.Trainer`; `accumulate`, `precision`, `class_weights` and `patience` stay at defaults.
+        As for `asmil.training.Trainer`; only the epochs, the learning rate and its course, the weight decay and the
+        gradient clip count.
     """
 
     def __init__(
@@ -128,11 +130,10 @@ class Lockstep:
         self.optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone, its moments too
         # one leaf for all runs of the step: their gradients come as its rows, without a copy for each
         mine = torch.stack([self.weights[run].detach() for run in runs]).requires_grad_()
-        label = torch.tensor(self.labels[bag])
 
         def one(weights: Tensor, anchor: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-            logits, attention = functional_call(self.model, self._named(weights), (features,))
-            loss = self.hooks.objective(F.cross_entropy(logits, label), self.labels[bag])
+            own = {f"model.{name}": value for name, value in self._named(weights).items()}
+            loss, attention = functional_call(_Loss(self.model), own, (features, self.labels[bag]))
             if self.anchor is None:
                 return loss, loss.new_full((), math.nan)
             target = self._log_target(anchor, features, attention.detach())
@@ -175,6 +176,24 @@ class Lockstep:
                 if half_life is not None:
                     momentum = 0.5 ** (1 / (half_life * int(self.trains[run].sum())))
                 self.anchors[run].lerp_(self.weights[run], 1 - momentum)
+
+
+class _Loss(nn.Module):
+    """A model whose forward pass gives its loss on one bag, and the attention logits, for `functional_call`.
+
+    Both in one call: an objective may use weights of its own, as CLAM's classifiers of patches are, and they are those
+    of a run only within it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.hooks = model if isinstance(model, TrainingHooks) else TrainingHooks()
+
+    def forward(self, features: Tensor, label: int) -> tuple[Tensor, Tensor]:
+        """Give the loss, a scalar, and the attention logits of one bag."""
+        logits, attention = self.model(features)
+        return self.hooks.objective(F.cross_entropy(logits, torch.tensor(label)), label), attention
 
 
 class _AttentionLogits(nn.Module):

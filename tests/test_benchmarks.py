@@ -25,11 +25,16 @@ import composed  # type: ignore[import-not-found]
 import planted  # type: ignore[import-not-found]
 from lockstep import Lockstep, fits  # type: ignore[import-not-found]
 
-QUIET = {"asmil": {"token_drop": 0.0, "dropout": 0.0}, "gated_abmil": {}, "dsmil": {}}
+QUIET = {
+    "asmil": {"token_drop": 0.0, "dropout": 0.0, "token_loss": 0.5},
+    "gated_abmil": {},
+    "dsmil": {},
+    "clam_mb": {"dropout": 0.0, "subtyping": True},  # so that every bag uses the classifiers of both classes
+}
 MOVING = AnchorConfig(beta=1.0, half_life_epochs=1, center="quantile")
 
 
-@pytest.mark.parametrize(("name", "anchor"), [("dsmil", None), ("gated_abmil", MOVING), ("asmil", MOVING)])
+@pytest.mark.parametrize(("name", "anchor"), [("dsmil", None), ("clam_mb", None), ("gated_abmil", MOVING), ("asmil", MOVING)])
 def test_lockstep_trains_as_the_trainer_does(name: str, anchor: AnchorConfig | None) -> None:
     rng = np.random.default_rng(0)
     bags = [Bag(rng.standard_normal((3 + n, 32)).astype(np.float32), n % 2, f"bag {n}") for n in range(6)]
