@@ -8,11 +8,12 @@ folder, so the run's job definition mounts a file system, and its jobs with it
 import os
 import sys
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import submission
 from pipeline.errors import PipelineError
-from pipeline.submission import Request
+from pipeline.submission import Request, UnreachableError
 
 OWN = "AWS_BATCH_"
 """Begins the name of variables that Batch gives to each job by itself."""
@@ -52,16 +53,34 @@ def overrides(request: Request, *, variables: dict[str, str]) -> dict[str, Any]:
 
 
 def _described(job: str) -> dict[str, Any]:
-    """Give what Batch knows of a job; empty where it does not know it."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    """Give what Batch knows of a job; empty where it does not know it.
+
+    Raises
+    ------
+    UnreachableError
+        If it did not answer, or was busy, after a few attempts.
+    PipelineError
+        If it refuses.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.exceptions import ConnectionError as NoConnectionError
 
     try:
         jobs = client().describe_jobs(jobs=[job])["jobs"]
+    except (HTTPClientError, NoConnectionError) as error:
+        raise UnreachableError(f"AWS Batch did not answer ({error}); the same command again goes on") from error
     except (BotoCoreError, ClientError) as error:
-        raise PipelineError(
+        busy = isinstance(error, ClientError) and _is_busy(error.response)
+        raise (UnreachableError if busy else PipelineError)(
             f"AWS Batch answered '{error}'; the run's role needs batch:DescribeJobs and batch:SubmitJob"
         ) from error
     return dict(jobs[0]) if jobs else {}
+
+
+def _is_busy(answer: Mapping[str, Any]) -> bool:
+    """Tell an answer that a later attempt may not meet."""
+    code = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return code >= 500 or code == 429 or "Throttl" in answer.get("Error", {}).get("Code", "")
 
 
 def submit(request: Request) -> str:

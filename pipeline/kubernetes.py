@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pipeline import submission
 from pipeline.errors import PipelineError
-from pipeline.submission import Request
+from pipeline.submission import Request, UnreachableError
 
 ACCOUNT = Path(os.environ.get("ASMIL_SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 """Where a pod's token and namespace are, and the certificate of the cluster's server; Kubernetes puts them there."""
@@ -46,10 +46,6 @@ KEPT_S = 24 * 3600
 
 ATTEMPTS, PAUSE_S = 4, 2.0
 CORE, BATCH = "/api/v1", "/apis/batch/v1"
-
-
-class UnreachableError(PipelineError):
-    """The cluster's server did not answer, or was busy."""
 
 
 def call(method: Literal["GET", "POST"], kind: str, path: str, body: object = None) -> Any:
@@ -189,20 +185,17 @@ def submit(request: Request) -> str:
 
 def status(name: str) -> str:
     """Give running, success or failed; of a failed job also say why, on stderr."""
-    try:
-        job = call("GET", BATCH, f"jobs/{name}")
-        if job is None:
-            sys.stderr.write(f"{name} is gone: someone deleted it.\n")
-            return "failed"
-        found = job.get("status", {})
-        if found.get("succeeded"):
-            return "success"
-        if found.get("failed"):
-            sys.stderr.write(f"{name} failed ({_why(name)}).\n")
-            return "failed"
-    except UnreachableError as error:  # the job goes on meanwhile
-        sys.stderr.write(f"Warning: {error}\n")
-    return "running"
+    job = call("GET", BATCH, f"jobs/{name}")
+    if job is None:
+        sys.stderr.write(f"{name} is gone: someone deleted it.\n")
+        return "failed"
+    found = job.get("status", {})
+    if found.get("succeeded"):
+        return "success"
+    if not found.get("failed"):
+        return "running"
+    sys.stderr.write(f"{name} failed ({_why(name)}).\n")
+    return "failed"
 
 
 def _why(name: str) -> str:

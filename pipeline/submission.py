@@ -16,6 +16,10 @@ NAME_LENGTH = 40
 """Services allow 63 or 128 characters, of which a random ending takes nine."""
 
 
+class UnreachableError(PipelineError):
+    """The service did not answer, or was busy; its jobs go on meanwhile."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One job, or one group of jobs, for a service to run.
@@ -79,10 +83,18 @@ def read(script: Path) -> Request:
 
 
 def main(submit: Callable[[Request], str], status: Callable[[str], str]) -> None:
-    """Answer Snakemake: `submit SCRIPT` prints the job's id, `status ID` running, success or failed."""
+    """Answer Snakemake: `submit SCRIPT` prints the job's id, `status ID` running, success or failed.
+
+    Snakemake ends the run where a look at a job fails; a service that does not answer is no reason for that.
+    """
     try:
         verb, word = sys.argv[1:]
         answer = submit(read(Path(word))) if verb == "submit" else status(word)
+    except UnreachableError as error:
+        if verb == "submit":
+            sys.exit(f"Error: {error}")
+        sys.stderr.write(f"Warning: {error}\n")
+        answer = "running"
     except PipelineError as error:
         sys.exit(f"Error: {error}")
     sys.stdout.write(f"{answer}\n")

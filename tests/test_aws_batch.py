@@ -116,11 +116,32 @@ def test_a_job_that_batch_does_not_know_has_failed(service: Service) -> None:
     assert asked.stdout == "failed\n"
 
 
+def test_a_service_that_does_not_answer_leaves_a_job_running(service: Service) -> None:
+    asked = service.ask("status", "some-job", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert asked.stdout == "running\n"
+    assert asked.stderr.startswith("Warning: AWS Batch did not answer")
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "busy"),
+    [
+        (500, "ServerException", True),
+        (429, "TooManyRequestsException", True),
+        (400, "ThrottlingException", True),
+        (403, "AccessDeniedException", False),
+        (400, "ClientException", False),
+    ],
+)
+def test_a_refusal_is_told_from_a_busy_service(code: int, name: str, busy: bool) -> None:
+    answer = {"ResponseMetadata": {"HTTPStatusCode": code}, "Error": {"Code": name}}
+    assert aws_batch._is_busy(answer) is busy
+
+
 def test_what_cannot_be_submitted_is_said_in_one_sentence(service: Service, tmp_path: Path) -> None:
     script = job_script(tmp_path, mem_mb=3000, runtime=61)
     for variables, said in (
         ({"AWS_BATCH_JOB_ID": ""}, "this is no job of AWS Batch"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "AWS Batch answered"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "AWS Batch did not answer"),
     ):
         asked = service.ask("submit", script, **variables)
         assert (asked.returncode, asked.stdout) == (1, "")

@@ -113,6 +113,12 @@ def test_a_busy_server_is_asked_again(pod: dict[str, str], cluster: Cluster) -> 
     assert (asked.stdout, cluster.busy) == ("success\n", 0)
 
 
+def test_a_server_that_does_not_answer_leaves_a_job_running(pod: dict[str, str]) -> None:
+    asked = ask(pod, "status", "asmil-tile-1", KUBERNETES_SERVICE_PORT="9")
+    assert asked.stdout == "running\n"
+    assert asked.stderr.startswith("Warning: Kubernetes did not answer")
+
+
 def test_a_job_that_was_deleted_has_failed(pod: dict[str, str]) -> None:
     asked = ask(pod, "status", "asmil-tile-1")
     assert asked.stdout == "failed\n"
