@@ -1,12 +1,14 @@
 """Copy finished results and reports to a bucket: what changed since the last copy, and what the bucket lacks."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from pipeline import bucket, store
+from pipeline import bucket, json_text, store
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,9 @@ def run(*, results: Path, reports: Path, url: str) -> int:
     _, prefix = bucket.address(f"{url}/")
     there = {entry.key.removeprefix(prefix): entry.tag for entry in bucket.objects(f"{url}/")}
     record = results / NAME
-    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    known: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, json_text.JsonError):  # without a record everything is copied again
+        known = json_text.parse_object(record.read_bytes())
     before: dict[str, list[object]] = known.get("files", {}) if known.get("url") == url else {}
     files = {
         f"{name}/{inner}": path

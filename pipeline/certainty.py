@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import confounding, tables
+from pipeline import confounding, store
 from pipeline.cohort import Label
 from pipeline.decision import ABSTAINED, UNKNOWN
 from pipeline.figures import LEVEL, Interval, figures_of
@@ -148,7 +148,7 @@ def deletion(used: "Sequence[SlideResult]", *, interval: Interval) -> dict[str, 
 
 def confounded(cohort: Path) -> dict[str, Any] | None:
     """Give how labels spread over sites by the cohort table; None where fewer than two sites or classes are named."""
-    rows = tables.rows(cohort, delimiter="\t")
+    rows = store.read_rows(cohort, delimiter="\t")
     labels = {row["slide_id"]: Label(row["label"], row["patient_id"], row.get("site") or "") for row in rows}
     found = confounding.measure(labels)
     if found is None:

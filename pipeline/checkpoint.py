@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,11 @@ from pipeline.versions import STAGE_VERSIONS
 log = logging.getLogger(__name__)
 
 NAME = ".checkpoint.pt"
+DAMAGE = (
+    *(AssertionError, AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError, TypeError),
+    *(ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
+)
+"""What torch raises on a file with missing or changed bytes."""
 
 
 def run_digest(parameters: Mapping[str, Any], bags: Iterable[Path]) -> str:
@@ -62,11 +68,11 @@ def load(folder: Path, *, digest: str) -> dict[str, Any] | None:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         log.warning("%s is damaged (%s); training starts anew", path, error)
         return None
-    if found["digest"] != digest:
-        log.info("%s is of a run with other bags or options; training starts anew", path)
+    if not isinstance(found, dict) or found.get("digest") != digest or not isinstance(found.get("state"), dict):
+        log.info("%s is of a run with other bags or options, or of another version; training starts anew", path)
         return None
     state: dict[str, Any] = found["state"]
     return state

@@ -16,8 +16,8 @@ from pipeline.store import CHUNK_ROWS, replacing, write_text
 
 log = logging.getLogger(__name__)
 
-DAMAGE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
-"""What reading a file with missing or changed bytes raises."""
+DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What reading a file with missing or changed bytes, or of another layout, raises."""
 
 
 def digest_of(*parts: Any) -> str:
@@ -51,7 +51,7 @@ class Chunks:
         self.rows = rows
         self.count = -(-rows // CHUNK_ROWS)
         owner = self.folder / "digest"
-        if self.folder.exists() and not (owner.is_file() and owner.read_text() == digest):
+        if self.folder.exists() and not (owner.is_file() and owner.read_bytes() == digest.encode()):
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(owner, digest)
@@ -94,4 +94,4 @@ class Chunks:
             features, readable = self.load(index)
         except DAMAGE:
             return False
-        return len(readable) == stop - start and len(features) == readable.sum()
+        return readable.shape == (stop - start,) and features.ndim == 2 and len(features) == readable.sum()

@@ -105,4 +105,4 @@ def write_cohort(path: Path, rows: Sequence[CohortRow]) -> None:
 
 def read_cohort(path: Path) -> list[CohortRow]:
     """Read what `write_cohort` wrote."""
-    return [CohortRow(**row) for row in tables.rows(path, delimiter="\t")]
+    return [CohortRow(**row) for row in store.read_rows(path, delimiter="\t")]

@@ -76,7 +76,7 @@ def read_predictions(path: Path, *, slides: Sequence[str], classes: Sequence[str
     ArtefactError
         If the file has other classes, or lacks a slide.
     """
-    rows = {row["slide_id"]: row for row in tables.rows(path, delimiter=",")}
+    rows = {row["slide_id"]: row for row in store.read_rows(path, delimiter=",")}
     columns = [f"probability_{name}" for name in classes]
     missing = [slide for slide in slides if slide not in rows or any(column not in rows[slide] for column in columns)]
     if missing:
@@ -143,7 +143,7 @@ def judged_by(used: Sequence[SlideResult], path: Path, *, classes: Sequence[str]
             for slide, row in zip(used, rows, strict=True)
             if slide.prediction is not None
         ]
-    values = {row["slide_id"]: row for row in tables.rows(path, delimiter=",")}
+    values = {row["slide_id"]: row for row in store.read_rows(path, delimiter=",")}
     if missing := [slide.slide_id for slide in used if "values" not in values.get(slide.slide_id, {})]:
         raise ArtefactError(f"{path} has no prediction of {missing[0]}; delete it and run the workflow again")
     return [outcomes.judged_by(slide, values[slide.slide_id]) for slide in used]

@@ -24,7 +24,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline import cleaning
+from pipeline import cleaning, json_text
 from pipeline.checksums import sha256_of
 from pipeline.errors import ConfigError
 from pipeline.store import replacing, write_text
@@ -195,8 +195,9 @@ def write_demo(folder: Path, *, slides: int = 16, seed: int = 7, workers: int = 
         ("slide_id", "label", "patient_id"),
         ((plan.slide_id, plan.label, plan.patient_id) for plan in planned if plan.labelled),
     )
-    if cohort.labels.exists() and not before and cohort.labels.read_text(encoding="utf-8") != labels:
+    if cohort.labels.exists() and not before and cohort.labels.read_bytes() != labels.encode():
         raise ConfigError(f"{cohort.labels} is not a demo's and would be overwritten; give the demo its own folder")
+    _require_unchanged(files, _written(before), folder=folder)
     started = time.perf_counter()
     (folder / "demo.json").unlink(missing_ok=True)
     _remove_written(folder, {name: known for name, known in _written(before).items() if name not in names})
@@ -226,6 +227,17 @@ def remove_demo(folder: Path) -> None:
     for place in (folder / "data", folder / "truth"):  # folders that are empty go
         kept += [path for path in cleaning.remove(place, lambda _: False) if path not in kept]
     cleaning.tell(kept, why="the demo and its runs did not write them, or somebody changed them since")
+
+
+def _require_unchanged(files: Iterable[Path], written: Mapping[str, str], *, folder: Path) -> None:
+    """Raise where a file of an earlier demo, about to be drawn anew, was changed by its user since."""
+    for path in files:
+        known = written.get(path.relative_to(folder).as_posix())
+        if known is not None and path.is_file() and sha256_of(path) != known:
+            raise ConfigError(
+                f"{path} was changed since the demo was drawn, and this one, of another version or of other settings or"
+                " with a file missing, would overwrite it; move it away, or draw this demo in a folder of its own"
+            )
 
 
 def _remove_written(folder: Path, files: Mapping[str, str]) -> list[Path]:
@@ -378,7 +390,6 @@ def _written(manifest: Mapping[str, Any]) -> dict[str, str]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Give what an earlier demo was made from; nothing where there is none, or its file is damaged."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return json_text.parse_object(path.read_bytes())
+    except (FileNotFoundError, json_text.JsonError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import certainty, figures, outcomes, store, tables
+from pipeline import certainty, figures, outcomes, store
 from pipeline.errors import ArtefactError
 from pipeline.figures import Interval
 from pipeline.tasks import CLASSIFICATION, task_of
@@ -120,7 +120,7 @@ def gather(cohort: Path, results: Path) -> list[SlideResult]:
     ArtefactError
         If an attention artefact is damaged.
     """
-    return [result_of(row, results) for row in tables.rows(cohort, delimiter="\t")]
+    return [result_of(row, results) for row in store.read_rows(cohort, delimiter="\t")]
 
 
 def result_of(row: Mapping[str, str], results: Path) -> SlideResult:

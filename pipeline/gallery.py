@@ -65,8 +65,7 @@ def pictures(views: Path, slides: Sequence[str], *, reports: Path) -> Pictures:
         shutil.rmtree(folder)
     thumbnails, inline = {}, {}
     for slide, path in files.items():
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content, text = store.read_json(path), path.read_text(encoding="utf-8")
         if "thumbnail" not in content:
             continue
         if size <= INLINE_BYTES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline import encoders, tables
+from pipeline import encoders, store
 from pipeline.errors import ConfigError
 from pipeline.evaluation import SlideResult
 from pipeline.json_text import parse_object
@@ -51,7 +51,7 @@ def render(
     found = sorted((described(path) for path in models.glob("fold-*/model.json")), key=lambda model: model["fold"])
     first = found[0]
     task, classes = metrics["task"], metrics["classes"]
-    rows = tables.rows(cohort, delimiter="\t")
+    rows = store.read_rows(cohort, delimiter="\t")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=False,  # noqa: S701 - Markdown, no page

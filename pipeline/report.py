@@ -70,7 +70,7 @@ def run(
     from pipeline import certainty, compare, evaluation, model_card, report_page, store
 
     slides = evaluation.gather(cohort, results)
-    assignments = tables.rows(splits, delimiter=",")
+    assignments = store.read_rows(splits, delimiter=",")
     evaluation.check_held_out(slides, assignments)
     metrics = evaluation.evaluate(slides, assignments, interval=interval)
     if metrics["task"] == CLASSIFICATION:
@@ -109,20 +109,20 @@ def run(
 
 def _add_temperatures(folds: list[dict[str, Any]], models: Path) -> None:
     """Add the temperature that was fitted to each fold's model, where its folder is there."""
-    from pipeline import json_text
+    from pipeline import store
 
     for fold in folds:
         path = models / f"fold-{fold['fold']}" / "model.json"
         if path.exists():
-            fold["temperature"] = json_text.parse_object(path.read_bytes())["temperature"]
+            fold["temperature"] = store.read_json(path)["temperature"]
 
 
 def _renamed(slides: "Sequence[SlideResult]", cohort: Path, reports: Path, *, private: Path) -> "list[SlideResult]":
     """Give the results under their pseudonyms; write the table of names, and remove what earlier runs named openly."""
-    from pipeline import pseudonyms
+    from pipeline import pseudonyms, store
 
     hashed = pseudonyms.load(private)
-    paths: dict[str, str | None] = {row["slide_id"]: row["path"] for row in tables.rows(cohort, delimiter="\t")}
+    paths: dict[str, str | None] = {row["slide_id"]: row["path"] for row in store.read_rows(cohort, delimiter="\t")}
     pseudonyms.write_table(private, hashed, slides=paths, patients=[slide.patient_id for slide in slides])
     pseudonyms.remove_named(reports / "heatmaps")
     return pseudonyms.mask_results(slides, hashed, paths)

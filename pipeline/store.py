@@ -6,6 +6,7 @@ from one that holds zeros; the zip's own checksums catch a byte that changed.
 """
 
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import checksums
+from pipeline import checksums, json_text, tables
 from pipeline.endings import tells_memory
 from pipeline.errors import ArtefactError, SlideError
 from pipeline.versions import SCHEMA_VERSION, made_by
@@ -138,6 +139,37 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8) under its name only when it is complete."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
+
+
+def read_rows(path: Path, *, delimiter: str) -> list[dict[str, str]]:
+    """Read a table that a stage wrote, a dict a row; a damaged one is set aside.
+
+    Raises
+    ------
+    ArtefactError
+        If its bytes are not those that were written, or its rows are not all as long as its header.
+    """
+    checksums.check(path)
+    try:
+        header, *rows = tables.lines(path, delimiter=delimiter)
+        return [dict(zip(header, row, strict=True)) for row in rows]
+    except (csv.Error, ValueError) as error:
+        raise checksums.damaged(path, f"no whole table: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a stage wrote; a damaged one is set aside.
+
+    Raises
+    ------
+    ArtefactError
+        If its bytes are not those that were written, or are no JSON object.
+    """
+    checksums.check(path)
+    try:
+        return json_text.parse_object(path.read_bytes())
+    except json_text.JsonError as error:
+        raise checksums.damaged(path, str(error)) from error
 
 
 def stage_attributes(

@@ -285,6 +285,30 @@ def test_incomplete_demo_is_written_anew(tmp_path: Path, lost: str) -> None:
     assert bytes_of(again) == before
 
 
+@pytest.mark.parametrize("changed", ["data/labels.csv", "data/raw/patient-02-a.svs"])
+def test_an_older_demo_is_drawn_anew_unless_its_user_changed_it(tmp_path: Path, changed: str) -> None:
+    cohort = write_demo(tmp_path, slides=4, side_px=640)
+    drawn = bytes_of(cohort)
+    path = tmp_path / "demo.json"
+    older = json.loads(path.read_text()) | {"version": 0, "digest": "of version 0"}
+    path.write_text(json.dumps(older))
+    assert write_demo(tmp_path, slides=4, side_px=640).written
+    assert bytes_of(cohort) == drawn
+    path.write_text(json.dumps(older))
+    (tmp_path / changed).write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"{changed} was changed since the demo was drawn.* a folder of its own"):
+        write_demo(tmp_path, slides=4, side_px=640)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"files": [1]}', '{"files": {"a": 1}}'])
+def test_a_damaged_record_of_a_demo_costs_a_drawing(tmp_path: Path, content: str) -> None:
+    before = bytes_of(write_demo(tmp_path, slides=4, side_px=640))
+    (tmp_path / "demo.json").write_text(content)
+    assert bytes_of(write_demo(tmp_path, slides=4, side_px=640)) == before
+
+
 def test_smaller_demo_leaves_no_slide_of_the_larger_one(tmp_path: Path) -> None:
     write_demo(tmp_path, slides=6, side_px=640)
     mine = tmp_path / "data" / "raw" / "my own.svs"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,40 @@ def test_a_torn_chunk_is_made_again(tmp_path: Path) -> None:
     again = Chunks(bag, digest="d", rows=store.CHUNK_ROWS + 5)
     assert again.finished == {1}
     np.testing.assert_array_equal(again.missing_rows(), np.arange(store.CHUNK_ROWS))
+
+
+def of_another_layout(folder: Path) -> None:
+    np.savez(folder / "000000.npz", features=np.float16(1), readable=np.bool_(1))
+
+
+def without_its_arrays(folder: Path) -> None:
+    np.savez(folder / "000000.npz", values=np.ones((5, 2)))
+
+
+def of_objects(folder: Path) -> None:
+    np.savez(folder / "000000.npz", features=np.array([None]), readable=np.ones(5, np.bool_))
+
+
+def with_a_digest_of_other_bytes(folder: Path) -> None:
+    (folder / "digest").write_bytes(b"\xff")
+
+
+def without_a_digest(folder: Path) -> None:
+    (folder / "digest").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [of_another_layout, without_its_arrays, of_objects, with_a_digest_of_other_bytes, without_a_digest],
+)
+def test_chunks_that_another_version_left_are_made_again(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    chunks = Chunks(tmp_path / "a.zarr.zip", digest="d", rows=5)
+    chunks.save(0, np.ones((5, 2), np.float16), np.ones(5, np.bool_))
+    change(chunks.folder)
+    again = Chunks(tmp_path / "a.zarr.zip", digest="d", rows=5)
+    assert not again.finished
+    again.save(0, np.ones((5, 2), np.float16), np.ones(5, np.bool_))
+    assert Chunks(tmp_path / "a.zarr.zip", digest="d", rows=5).finished == {0}
 
 
 def test_a_digest_tells_arrays_and_settings_apart() -> None:

@@ -108,3 +108,24 @@ def test_rows_that_do_not_add_up_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4 rows came, 5 were announced"):
         store.write(tmp_path / "a.zarr.zip", {"features": rows}, attributes())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"a\tb\n1\n", b"a\tb\n1\t2\n3\t", b"\xff\n"])
+def test_a_torn_table_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    whole, torn = tmp_path / "whole.tsv", tmp_path / "torn.tsv"
+    store.write_text(whole, "a\tb\n1\t2\n")
+    assert store.read_rows(whole, delimiter="\t") == [{"a": "1", "b": "2"}]
+    torn.write_bytes(content[:-1] if content.endswith(b"\t") else content)
+    with pytest.raises(ArtefactError, match=r"torn\.tsv: damaged .* run the same command again, which makes it anew"):
+        store.read_rows(torn, delimiter="\t")
+    assert not torn.exists()
+
+
+def test_torn_json_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    store.write_text(path, '{"a": 1}')
+    assert store.read_json(path) == {"a": 1}
+    path.write_text('{"a":')
+    with pytest.raises(ArtefactError, match=r"a\.json: damaged .* which makes it anew"):
+        store.read_json(path)
+    assert not path.exists()

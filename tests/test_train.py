@@ -1,6 +1,8 @@
 """Training a fold on stored bags: what is written, what is refused by name, and what a killed run leaves."""
 
 import csv
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from asmil.anchor import AnchorConfig
 from asmil.errors import BagError
 from asmil.training import FitConfig
-from pipeline import checkpoint, store, train
+from pipeline import checkpoint, store, train, versions
 from pipeline.assignment import COLUMNS, read_splits
 from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model
@@ -210,10 +212,40 @@ def test_checkpoint_of_other_options_or_bags_is_not_used(fold: Fold, change: str
     assert same_weights(fold.train("whole", **changed), fold.train("stopped", **changed))
 
 
-def test_damaged_checkpoint_is_not_used(fold: Fold) -> None:
+def test_a_checkpoint_of_another_version_of_training_is_not_used(fold: Fold, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(versions.STAGE_VERSIONS, "train", versions.STAGE_VERSIONS["train"] - 1)
+        interrupted(fold, "stopped", epoch=3)
+    with caplog.at_level(logging.INFO):
+        stopped = fold.train("stopped")
+    assert "of another version; training starts anew" in caplog.text
+    assert same_weights(fold.train("whole"), stopped)
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+ODD_CHECKPOINTS = [
+    b"",
+    b"\x80\x02}q\x00.",
+    b"PK\x05\x06" + bytes(18),
+    saved([1]),
+    saved({"state": {}}),
+    saved({"digest": "d"}),
+]
+
+
+def test_a_damaged_checkpoint_or_one_of_another_layout_is_not_used(fold: Fold) -> None:
     interrupted(fold, "stopped", epoch=3)
     path = fold.folder / "stopped" / checkpoint.NAME
-    path.write_bytes(path.read_bytes()[:-200])
+    content = path.read_bytes()
+    for odd in [*ODD_CHECKPOINTS, saved({"digest": "d", "state": [1]}), content[: len(content) // 2]]:
+        path.write_bytes(odd)
+        assert checkpoint.load(path.parent, digest="d") is None
+    path.write_bytes(content[:-200])
     assert same_weights(fold.train("whole"), fold.train("stopped"))
 
 

@@ -182,6 +182,26 @@ def reads_checkpoint(name: str) -> Callable[[bytes, Path], None]:
     return read
 
 
+def read_training_state(content: bytes, folder: Path) -> None:
+    """Look for the state of a training run that was stopped, as a job does that begins."""
+    from pipeline import checkpoint
+
+    (folder / checkpoint.NAME).write_bytes(content)
+    checkpoint.load(folder, digest="d")
+
+
+@cache
+def training_state_bytes() -> bytes:
+    """Give the state of a training run."""
+    import torch
+
+    from pipeline import checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), {"trainer": {"epoch": 1, "model": {"a": torch.zeros(3, 2)}}}, digest="d")
+        return (Path(folder) / checkpoint.NAME).read_bytes()
+
+
 @cache
 def checkpoint_bytes() -> bytes:
     """Give what `torch.save` writes."""
@@ -278,6 +298,9 @@ TARGETS: dict[str, Target] = {
     ),
     "safetensors": Target(
         reads_checkpoint("a.safetensors"), changed(safetensors_bytes, head=100), lambda: [safetensors_bytes()]
+    ),
+    "training state": Target(
+        read_training_state, changed(training_state_bytes) | JSON.map(pickle.dumps), lambda: [training_state_bytes()]
     ),
     "artefact": Target(read_artefact, changed(artefact_bytes), lambda: [artefact_bytes()]),
     "bundle": Target(

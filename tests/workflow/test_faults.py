@@ -123,14 +123,18 @@ def test_a_damaged_artefact_of_any_kind_is_found_and_mended(finished: Study, fin
 
 
 def test_a_stage_that_reads_a_damaged_file_says_so_and_the_same_command_mends_it(finished: Study) -> None:
-    damaged = finished.folder / "results" / "attention" / "slide 2.zarr.zip"
     before = results_of(finished)
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[: len(content) // 2])  # newer too: what reads it runs
-    ran = finished.run()
-    assert ran.code == 1
-    assert "results/attention/slide 2.zarr.zip: damaged" in ran.output
-    assert "run the same command again, which makes it anew" in ran.output
+    for name in ("attention/slide 2.zarr.zip", "views/slide 3.json"):
+        damaged = finished.folder / "results" / name
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])  # newer too: what reads it runs
+        (finished.folder / "reports" / "metrics.json").unlink(
+            missing_ok=True
+        )  # and the report, which reads what no rule asks for
+        ran = finished.run()
+        assert ran.code == 1
+        assert f"results/{name}: damaged" in ran.output
+        assert "run the same command again, which makes it anew" in ran.output
     ran = finished.run()
     assert ran.code == 0, ran.output
     assert results_of(finished) == before
