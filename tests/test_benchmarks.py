@@ -34,7 +34,9 @@ QUIET = {
 MOVING = AnchorConfig(beta=1.0, half_life_epochs=1, center="quantile")
 
 
-@pytest.mark.parametrize(("name", "anchor"), [("dsmil", None), ("clam_mb", None), ("gated_abmil", MOVING), ("asmil", MOVING)])
+@pytest.mark.parametrize(
+    ("name", "anchor"), [("dsmil", None), ("clam_mb", None), ("gated_abmil", MOVING), ("asmil", MOVING)]
+)
 def test_lockstep_trains_as_the_trainer_does(name: str, anchor: AnchorConfig | None) -> None:
     rng = np.random.default_rng(0)
     bags = [Bag(rng.standard_normal((3 + n, 32)).astype(np.float32), n % 2, f"bag {n}") for n in range(6)]
