@@ -74,12 +74,16 @@ def test_a_user_whom_the_image_does_not_know_has_a_name_and_a_home() -> None:
     assert given["HOME"] == "/tmp"
 
 
-def test_everything_that_a_container_copies_is_there() -> None:
+def test_both_containers_hold_the_same_files_and_none_of_the_study() -> None:
     files = re.search(r"%files\n(.*?)\n\n", (ROOT / "envs" / "asmil-wsi.def").read_text(), re.DOTALL)
     assert files is not None
-    copied = [line.split()[0] for line in files[1].splitlines()]
-    assert {"requirements.lock", "workflow", "pipeline", "asmil", "envs"} <= set(copied)
+    copied = {line.split()[0] for line in files[1].splitlines()}
+    assert {"requirements.lock", "workflow", "pipeline", "asmil", "envs"} <= copied
     assert all((ROOT / name).exists() for name in copied)
+    comment, all_but, *named, caches = (ROOT / ".dockerignore").read_text().splitlines()
+    assert (comment[0], all_but, caches) == ("#", "*", "**/__pycache__")
+    assert {name.removeprefix("!") for name in named} == copied
+    assert all(name.startswith("!") for name in named)
 
 
 def test_every_rule_with_a_command_names_the_conda_environment() -> None:
