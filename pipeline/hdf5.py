@@ -20,6 +20,8 @@ KEYS = ("unit", "tile_size_um", "tile_size_px", "patch_size", "patch_size_level0
 """The attributes that are read."""
 MOST_PACKED = 100
 """How many times its file a dataset may be; features and coordinates pack to a half or a tenth."""
+ALWAYS_BYTES = 1 << 27
+"""So many it may be anyway: a chunk that a few patches leave almost empty packs to nothing."""
 DAMAGE = (OSError, LookupError, RuntimeError, TypeError, ValueError, UnicodeError)
 """What h5py raises on a file with changed or missing bytes."""
 
@@ -73,9 +75,12 @@ def read_hdf5(path: Path, names: Sequence[str] = ()) -> Contents:
 
 def _own(path: Path, file: h5py.File, name: str) -> Any:
     """Give an object of the file; None where there is none of that name."""
-    if isinstance(file.get(name, getlink=True), h5py.ExternalLink):
+    outside = isinstance(file.get(name, getlink=True), h5py.ExternalLink)
+    found = None if outside else file.get(name)
+    # a link within the file may lead through one that leaves it
+    if outside or (found is not None and found.file.filename != file.filename):
         raise ConfigError(f"{path}: its {name} are in another file; write them into one")
-    return file.get(name)
+    return found
 
 
 def _values(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
@@ -86,7 +91,7 @@ def _values(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
         raise ConfigError(f"{path}: its {name} are no numbers; compute the features again")
     item, chunk = dataset.dtype.itemsize, math.prod(dataset.chunks or (0,))
     size = item * max(math.prod(dataset.shape), chunk)
-    if size > MOST_PACKED * path.stat().st_size:
+    if size > max(ALWAYS_BYTES, MOST_PACKED * path.stat().st_size):
         raise ConfigError(
             f"{path}: its {name} state {size / 2**30:.3g} GiB, far more than the file can hold; copy the file again"
         )

@@ -166,12 +166,29 @@ def linked(path: Path) -> None:
         file["features"] = h5py.ExternalLink(path.with_suffix(".other"), "features")
 
 
+def linked_in_two_steps(path: Path) -> None:
+    linked(path)
+    with h5py.File(path, "a") as file:
+        file.move("features", "elsewhere")
+        file["features"] = h5py.SoftLink("/elsewhere")
+
+
 def virtual(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file.move("features", "moved")
         layout = h5py.VirtualLayout(shape=(6, 1024), dtype="f4")
         layout[...] = h5py.VirtualSource(file["moved"])
         file.create_virtual_dataset("features", layout)
+
+
+def test_a_few_patches_in_a_large_packed_chunk_are_read(slides: Path, tmp_path: Path) -> None:
+    folder = trident(tmp_path / "in")
+    with h5py.File(folder / "a.h5", "a") as file:
+        del file["features"]
+        file.create_dataset("features", data=FEATURES, chunks=(8192, 1024), maxshape=(None, 1024), compression="gzip")
+    import_one(folder, slides, tmp_path / "out")
+    stored = store.read(tmp_path / "out" / "bags" / "a.zarr.zip")
+    np.testing.assert_allclose(stored.arrays["features"], FEATURES, rtol=1e-3)
 
 
 def with_a_changed_byte(path: Path) -> None:
@@ -190,6 +207,7 @@ def with_a_changed_byte(path: Path) -> None:
         (stated, "its features state 4.19e.06 GiB, far more than the file can hold"),
         (in_a_raw_file, "its features are in another file"),
         (linked, "its features are in another file"),
+        (linked_in_two_steps, "its features are in another file"),
         (virtual, "its features are in another file"),
         (with_a_changed_byte, "cannot be read as HDF5"),
     ],
