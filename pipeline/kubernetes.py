@@ -7,6 +7,7 @@ of the run's pod: they are written once, in workflow/profiles/kubernetes/run.yam
 Speaks to the cluster's server with the standard library: it is called for each look at each job, and has to be quick.
 """
 
+import http.client
 import json
 import os
 import socket
@@ -45,6 +46,9 @@ KEPT_S = 24 * 3600
 """For so long a job that ended can be looked at, unless its run's pod goes before it."""
 
 ATTEMPTS, PAUSE_S = 4, 2.0
+PASSING = frozenset({409, 429})
+"""Refusals that pass: a quota that another job changed at the same moment, and too many requests."""
+
 CORE, BATCH = "/api/v1", "/apis/batch/v1"
 
 
@@ -64,7 +68,8 @@ def call(method: Literal["GET", "POST"], kind: str, path: str, body: object = No
 
     Returns
     -------
-    Its answer; None where it says that there is no such thing.
+    Its answer; None where it says that there is no such thing, or that what is to be made is there: names are drawn
+    anew for each job, so an earlier attempt has made it, whose answer was lost.
 
     Raises
     ------
@@ -97,26 +102,30 @@ def call(method: Literal["GET", "POST"], kind: str, path: str, body: object = No
         except urllib.error.HTTPError as error:
             if error.code == 404 and method == "GET":
                 return None
-            if error.code < 500 and error.code != 429:
+            reason, said = _said(error)
+            if method == "POST" and reason == "AlreadyExists":
+                return None
+            if error.code < 500 and error.code not in PASSING:
                 raise PipelineError(
-                    f"Kubernetes refused {method} {path}: {_said(error)}; look at the role in"
+                    f"Kubernetes refused {method} {path}: {said}; look at the role in"
                     " workflow/profiles/kubernetes/run.yaml and at the namespace's quota"
                 ) from error
             problem = f"{error.code} {error.reason}"
-        except OSError as error:  # no connection, or none in time
+        except (OSError, http.client.HTTPException) as error:  # no connection, none in time, or half an answer
             problem = str(error)
         if attempt < ATTEMPTS:
             time.sleep(PAUSE_S * attempt)
     raise UnreachableError(f"Kubernetes did not answer {method} {path} ({problem}); the same command again goes on")
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    """Give what the server says of its refusal."""
+def _said(error: urllib.error.HTTPError) -> tuple[str, str]:
+    """Give the reason of a refusal, in a word that the server has for it, and what the server says of it."""
     text = error.read().decode(errors="replace")
     try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:300] or str(error.reason)
+        found = json.loads(text)
+        return str(found.get("reason", "")), str(found["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", text[:300] or str(error.reason)
 
 
 def manifest(pod: dict[str, Any], request: Request, *, name: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from snakemake import cli as snakemake_cli
 
+from pipeline import cluster
+
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.parent for path in (ROOT / "workflow" / "profiles").glob("*/profile.yaml"))
 RULES = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
@@ -31,6 +33,15 @@ def test_snakemake_and_the_plugin_know_every_option_of_a_profile(profile: Path) 
     _, parsed = snakemake_cli.parse_args(["--workflow-profile", str(profile)])
     assert parsed.executor == settings(profile).get("executor")
     assert parsed.scheduler == settings(profile)["scheduler"]
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "aws-batch"])
+def test_the_room_that_a_job_asks_for_does_not_grow_with_its_input(name: str) -> None:
+    """Snakemake would take twice the input: no node has that for the training of a large cohort."""
+    profile = ROOT / "workflow" / "profiles" / name
+    require_plugin(profile)
+    _, parsed = snakemake_cli.parse_args(["--workflow-profile", str(profile)])
+    assert f"disk_mb={cluster.TEMPORARY_MB}" in parsed.default_resources.args
 
 
 def test_an_option_that_nobody_knows_would_be_noticed(tmp_path: Path) -> None:

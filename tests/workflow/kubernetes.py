@@ -58,6 +58,8 @@ class Cluster:
     ended: dict[str, int] = field(default_factory=dict)
     busy: int = 0
     """Answer so many requests with 503 first."""
+    lost: int = 0
+    """Take so many jobs first and answer with 503 all the same."""
 
     _turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(AT_ONCE))
 
@@ -67,7 +69,7 @@ class Cluster:
     def take(self, job: dict[str, Any]) -> str | None:
         """Start a job, or say what is wrong with it: what a server refuses."""
         name, spec = job["metadata"]["name"], job["spec"]["template"]["spec"]
-        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) or name in self.jobs:
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
             return f"metadata.name: Invalid value: {name}"
         for container in spec["containers"]:
             requests, limits = container["resources"]["requests"], container["resources"]["limits"]
@@ -142,7 +144,12 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if job["metadata"]["name"] in cluster.jobs:
+                return self.answer(409, {"reason": "AlreadyExists", "message": "jobs.batch already exists"})
             wrong = cluster.take(job) if self.path == jobs else "no such path"
+            if cluster.lost:
+                cluster.lost -= 1
+                return self.answer(503, {"message": "the connection was lost"})
             return self.answer(422, {"message": wrong}) if wrong else self.answer(201, job)
 
         def answer(self, code: int, body: object) -> None:

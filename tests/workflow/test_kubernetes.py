@@ -119,6 +119,20 @@ def test_a_server_that_does_not_answer_leaves_a_job_running(pod: dict[str, str])
     assert asked.stderr.startswith("Warning: Kubernetes did not answer")
 
 
+def job_script(folder: Path) -> str:
+    path = folder / "job.sh"
+    resources = {"mem_mb": 1000, "runtime": 10}
+    path.write_text(f"# properties = {json.dumps({'rule': 'tile', 'threads': 1, 'resources': resources})}\n")
+    return str(path)
+
+
+def test_a_job_whose_answer_was_lost_is_not_made_twice(pod: dict[str, str], cluster: Cluster, tmp_path: Path) -> None:
+    cluster.lost = 1
+    asked = ask(pod, "submit", job_script(tmp_path))
+    assert asked.returncode == 0, asked.stderr
+    assert [asked.stdout.strip()] == list(cluster.jobs)
+
+
 def test_a_job_that_was_deleted_has_failed(pod: dict[str, str]) -> None:
     asked = ask(pod, "status", "asmil-tile-1")
     assert asked.stdout == "failed\n"
@@ -126,14 +140,12 @@ def test_a_job_that_was_deleted_has_failed(pod: dict[str, str]) -> None:
 
 
 def test_outside_a_pod_and_when_refused_one_sentence_says_what_to_do(pod: dict[str, str], tmp_path: Path) -> None:
-    script = tmp_path / "job.sh"
-    resources = {"mem_mb": 1000, "runtime": 10}
-    script.write_text(f"# properties = {json.dumps({'rule': 'tile', 'threads': 1, 'resources': resources})}\n")
-    outside = ask(pod, "submit", str(script), ASMIL_SERVICE_ACCOUNT="/nowhere")
+    script = job_script(tmp_path)
+    outside = ask(pod, "submit", script, ASMIL_SERVICE_ACCOUNT="/nowhere")
     assert outside.returncode == 1
     assert outside.stderr.startswith("Error: this is no pod of Kubernetes")
     (tmp_path / "account" / "token").write_text("other")
-    refused = ask(pod, "submit", str(script))
+    refused = ask(pod, "submit", script)
     assert refused.returncode == 1
     assert "forbidden; look at the role" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
