@@ -174,7 +174,8 @@ def test_a_snapshot_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "vit"}, "config.json: lacks something or has it in another form .KeyError"),
         ({"architecture": "test_vit", "pretrained_cfg": {"mean": [1, 2]}}, "config.json: lacks something or has it in"),
-        ({"architecture": "test_vit", "model_args": {"checkpoint_path": "/etc/passwd", "depth": "x"}}, "cannot build"),
+        ({"architecture": "test_vit", "model_args": {"depth": "x"}}, "cannot build"),
+        ({"architecture": "test_vit", "model_args": {"embed_dim": -64}}, "cannot build"),
     ],
 )
 def test_a_snapshot_that_describes_no_model_is_refused(config: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -182,6 +183,15 @@ def test_a_snapshot_that_describes_no_model_is_refused(config: dict[str, Any], t
     (tmp_path / "lab--odd" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=told):
         encoders.load("hf-hub:lab/odd", folder=tmp_path, weights="random")
+
+
+def test_a_snapshot_neither_names_a_file_to_read_nor_keeps_its_classifier(tmp_path: Path) -> None:
+    (tmp_path / "lab--odd").mkdir()
+    stated = {"checkpoint_path": str(tmp_path / "none.pth"), "num_classes": 5, "dynamic_img_size": True}
+    described = {"architecture": "test_vit", "model_args": stated, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    (tmp_path / "lab--odd" / "config.json").write_text(json.dumps(described))
+    plain = encoders.load("timm:test_vit", weights="random")
+    assert encoders.load("hf-hub:lab/odd", folder=tmp_path, weights="random").dim == plain.dim
 
 
 def test_blocks_in_chunks_and_a_teacher_beside_a_head_are_sorted_out() -> None:

@@ -16,6 +16,10 @@ from pipeline.errors import ConfigError
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 """Names of weights in a snapshot, the best first."""
 PREPROCESSING = "preprocessor_config.json"
+OF_CREATION = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes"}
+)
+"""Arguments that are for us to give, not for a snapshot: which file is read, and that there is no classifier."""
 FROM_TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers")
 REGISTERS = 4
 """transformers' own default where a configuration does not say the number."""
@@ -68,7 +72,7 @@ def _of_timm(config: dict[str, Any], name: str) -> dict[str, Any]:
         "mean": _triple(pretrained.get("mean"), IMAGENET_MEAN),
         "std": _triple(pretrained.get("std"), IMAGENET_STD),
         "architecture": architecture.split(".")[0],
-        "options": dict(config.get("model_args") or {}),
+        "options": {key: value for key, value in (config.get("model_args") or {}).items() if key not in OF_CREATION},
         "builder": "snapshot",
     }
 

@@ -69,7 +69,15 @@ def create_network(spec: EncoderSpec, architecture: str, options: Mapping[str, A
     """
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **options)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ConfigError(
             f"{spec.name}: timm {timm.__version__} cannot build {architecture} as it is described ({error!r}); fetch"
             " its weights and configuration again"
