@@ -115,7 +115,7 @@ _CLAM = Recipe(
 _ABMIL = Recipe(
     optimizer="adam", learning_rate=1e-4, weight_decay=5e-4, schedule="constant", epochs=100, best_by="loss"
 )
-"""Of its experiments on histology; those on digits took other values."""
+"""Of its experiments on histology, from memory of the paper; those on digits took other values."""
 
 MODELS: dict[str, Entry] = {
     "asmil": Entry(build=ASMIL, title="ASMIL", source="ICLR 2026, arXiv 2603.06658"),

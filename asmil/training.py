@@ -156,7 +156,9 @@ class Trainer:
         self._numbers = ("loss", self.task.loss_name, "alignment", "gradient_norm")
         self.hooks = model if isinstance(model, TrainingHooks) else TrainingHooks()
         if self.hooks.needs_classes and not isinstance(self.task, Classification):
-            raise ValueError(f"{type(model).__name__} has a loss of its own on classes; it cannot learn {task}")
+            raise ValueError(
+                f"{type(model).__name__} has a loss of its own on classes; it cannot learn by {type(task).__name__}"
+            )
         self.epoch = 0
         self.history: list[History] = []
         self._best = _Best()

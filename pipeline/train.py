@@ -174,8 +174,8 @@ def run(
         What is learned of the labels, and for `survival` the slides that are compared in an optimizer step.
     recipe
         `shared` trains by `training`; `source` as the model's source does (`asmil.registry.MODELS`): its optimizer,
-        learning rate, weight decay, schedule, epochs, patience, slides a step and model options take the place of
-        those given.
+        learning rate, weight decay, schedule, epochs, patience, choice of the epoch, draw of the slides, slides a step
+        and model options take the place of those given.
     stability_slides
         Validation slides on which attention is followed from epoch to epoch; 0 follows none.
     cache_gb
