@@ -367,12 +367,16 @@ def size_mb(files, wildcards):
 
 
 @quick
-def disk_mb(wildcards, threads):
+def with_copies_mb(wildcards, threads):
     """Give the room in MB for temporary files: slides in a bucket are copied there, by `check` one for each thread."""
     own = COHORT.slides.get(slide_of(wildcards))
     slides = COHORT.slides.values() if own is None else [own]
     sizes = sorted(slide.size for slide in slides if isinstance(slide, bucket.BucketSlide))
     return cluster.TEMPORARY_MB + -(-sum(sizes[-threads:]) // 2**20)
+
+
+# Without a bucket a figure, as a function would be called for each of thousands of jobs.
+DISK_MB = with_copies_mb if any(map(bucket.is_url, COHORT.slides.values())) else cluster.TEMPORARY_MB
 
 
 # Memory and time are reckoned for each job where they count: on a cluster, or under a limit (--resources mem_mb=16000).

@@ -22,7 +22,7 @@ rule heatmap:
     resources:
         mem_mb=memory_of("heatmap"),
         runtime=minutes_of("heatmap"),
-        disk_mb=disk_mb,
+        disk_mb=DISK_MB,
         tmpdir=TMPDIR,
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:

@@ -18,7 +18,7 @@ rule check:
     resources:
         mem_mb=memory_of("check"),
         runtime=minutes_of("check"),
-        disk_mb=disk_mb,
+        disk_mb=DISK_MB,
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
         version=artefact_version("check"),
@@ -45,7 +45,7 @@ rule tile:
     resources:
         mem_mb=memory_of("tile"),
         runtime=minutes_of("tile"),
-        disk_mb=disk_mb,
+        disk_mb=DISK_MB,
         tmpdir=TMPDIR,
         stalled_after_s=SETTINGS["slide"]["stalled_after_s"],
     params:
@@ -91,7 +91,7 @@ rule embed:
     resources:
         mem_mb=memory_of("embed"),
         runtime=minutes_of("embed"),
-        disk_mb=disk_mb,
+        disk_mb=DISK_MB,
         tmpdir=TMPDIR,
         gpu=gpu_of("embed"),
         gpu_queue=gpu_queue,
