@@ -50,7 +50,7 @@ def finish(folder: Path, slides: int) -> int:
         "reports/heatmaps/{}.png",
     ]
     parts = ("weights.safetensors", "anchor.safetensors", "model.json", "history.csv", "stability.csv")
-    models = ["splits.csv", "models.json", "model_card.md", "metrics.json"]
+    models = ["splits.csv", "bags.json", "models.json", "model_card.md", "metrics.json"]
     models += [f"fold-{fold}/{part}" for fold in range(5) for part in parts]
     reports = ("index.html", "predictions.csv", "metrics.json", "quarantine.tsv", "quality.tsv")
     files = [pattern.format(name) for pattern in each for name in names]
@@ -64,8 +64,9 @@ def finish(folder: Path, slides: int) -> int:
     metrics = {"n_predicted": slides, "n_cohort": slides, "pooled": {}}
     (folder / "reports" / "metrics.json").write_text(json.dumps(metrics))
     (folder / "reports" / "quarantine.tsv").write_text("slide_id\treason\tremedy\n")
-    # all at a time: with two, Snakemake chooses anew among thousands of jobs for every pair
-    snakemake(folder, "--touch", "--cores", str(5 * slides))
+    # --forceall: files that lie there already would get no record. All at a time: with two cores, Snakemake chooses
+    # anew among thousands of jobs for every pair.
+    snakemake(folder, "--touch", "--forceall", "--cores", str(5 * slides))
     return len(files)
 
 

@@ -21,7 +21,7 @@ FOLD = r"fold-\d+/(weights\.safetensors|anchor\.safetensors|model\.json|history\
 OF_RESULTS = re.compile(
     r"(check\.tsv|check\.txt|cohort\.tsv|run\.json|archive\.json|strict\.ok"
     r"|(tiles|bags|attention)/[^/]+\.zarr\.zip|attention/[^/]+\.geojson|tissue/[^/]+\.(geojson|jpg)|views/[^/]+\.json"
-    rf"|model/(splits\.csv|models\.json|model_card\.md|metrics\.json|{FOLD})"
+    rf"|model/(splits\.csv|bags\.json|models\.json|model_card\.md|metrics\.json|{FOLD})"
     rf"|compare/[^/]+/(predictions\.csv|{FOLD})"
     r"|(bags|model|compare/[^/]+)/(fold-\d+/)?\.[^/]+/.+"  # work in progress: chunks, training states
     r"|logs/.+\.log)(\.damaged|\.outdated|\.part)?"

@@ -63,6 +63,7 @@ def split(
     digest: Annotated[str | None, Option(help="Digest of the labels when the run was planned.")] = None,
     bags: Annotated[Path, Option(help="Folder of the bags.")],
     splits: Annotated[Path, Option(help="Splits file to write.")],
+    index: Annotated[Path | None, Option(help="Index of the bags to write.")] = None,
     scheme: Annotated[SchemeName, Option(help="How folds are made.")] = SchemeName.kfold,
     given: Annotated[Path | None, Option(help="Your own splits file, for the scheme file.")] = None,
     folds: Folds,
@@ -84,6 +85,7 @@ def split(
         found,
         bags=bags,
         splits=splits,
+        index=index,
         plan=stage.Plan(
             scheme=scheme.value,
             folds=folds,

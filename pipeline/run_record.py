@@ -22,7 +22,10 @@ NAME = RUN_RECORD
 
 OUTPUTS = {
     "reports": ("predictions.csv", "metrics.json", "quarantine.tsv", "quality.tsv", "index.html"),
-    "results": ("check.tsv", "cohort.tsv", "model/splits.csv", "model/models.json", "model/model_card.md"),
+    "results": (
+        *("check.tsv", "cohort.tsv"),
+        *("model/splits.csv", "model/bags.json", "model/models.json", "model/model_card.md"),
+    ),
 }
 """Tables and pages of the whole cohort, which cannot all say themselves what made them."""
 

@@ -12,9 +12,6 @@ from typing import Any
 from pipeline import store
 from pipeline.run_record import NAME as RUN_RECORD
 
-MEASURED_ATTRIBUTES = frozenset({"patches_per_s", "bound_by"})
-"""Attributes of bags, and of what follows from them, that say how fast they were embedded."""
-
 MEASURED_OF_SUMMARY = (r" looked at in [\d.]+ s\b", r"(?m)^  .* of one CPU core \(.*$")
 """What `results/check.txt` says of the speed of this machine."""
 
@@ -74,7 +71,7 @@ def _artefact_difference(first: store.Artefact, second: store.Artefact) -> str:
 
 def _attributes(artefact: store.Artefact) -> dict[str, str]:
     # as text: a number that is none (NaN) is like itself there
-    kept = {name: value for name, value in artefact.attributes.items() if name not in MEASURED_ATTRIBUTES}
+    kept = {name: value for name, value in artefact.attributes.items() if name not in store.MEASURED}
     return {name: json.dumps(value, sort_keys=True) for name, value in kept.items()}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import bag_index, store
 from pipeline.assignment import Assignment, Role, read_splits, write_splits
 from pipeline.cohort import Label
 from pipeline.errors import ConfigError
@@ -92,7 +92,7 @@ def check_leaks(labels: Mapping[str, Label], fingerprints: Mapping[str, str]) ->
             )
 
 
-def run(labels: Mapping[str, Label], *, bags: Path, splits: Path, plan: Plan) -> None:
+def run(labels: Mapping[str, Label], *, bags: Path, splits: Path, plan: Plan, index: Path | None = None) -> None:
     """Write `splits.csv` for the labelled slides whose bags are usable.
 
     Parameters
@@ -105,6 +105,8 @@ def run(labels: Mapping[str, Label], *, bags: Path, splits: Path, plan: Plan) ->
         The file to write.
     plan
         How to divide.
+    index
+        The index of the bags to write (`pipeline.bag_index`); None writes none.
 
     Raises
     ------
@@ -126,6 +128,8 @@ def run(labels: Mapping[str, Label], *, bags: Path, splits: Path, plan: Plan) ->
     pairs = find_pairs({name: str(attributes[name].get("overview_hash", "")) for name in usable})
     check_roles(rows, fingerprints, sites=_sites(usable, plan), look_alikes=pairs)
     write_splits(splits, rows)
+    if index is not None:
+        bag_index.write(index, attributes, bags=bags)
     untested = set(usable) - {row.slide_id for row in rows if row.role == "test"}
     log.info(
         "%d of %d labelled slides in %d folds (%s), %d in no test part",

@@ -36,6 +36,9 @@ AGAIN = "run python -m pipeline verify --repair and then the workflow, which mak
 
 OK, QUARANTINED = "ok", "quarantined"
 
+MEASURED = frozenset({"patches_per_s", "bound_by"})
+"""Attributes of bags, and of what follows from them, that say how fast they were embedded, not what is in them."""
+
 
 @dataclass(frozen=True)
 class Artefact:

@@ -18,3 +18,13 @@ def test_planning_is_measured_from_nothing_and_where_all_is_done() -> None:
     assert row["jobs"] == 4 * 10 + 5 + 6
     assert row["files"] > 8 * 10
     assert row["cold"]["cpu_s"] > 0 < row["warm"]["cpu_s"]
+
+
+def test_the_overhead_of_the_whole_workflow_is_told_also_from_a_sample_of_its_jobs() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "end_to_end.py"), "--quick", "--again", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["slides"] > 6
+    assert 0 < found["ratio"] < 1
+    assert 0 < found["work_s_a_slide"] < found["cpu_s_a_slide"]
+    assert {"tile", "embed", "train", "predict", "heatmap"} <= {line.split()[0] for line in ran.stdout.splitlines()}

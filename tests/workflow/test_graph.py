@@ -148,6 +148,20 @@ def test_a_changed_training_setting_embeds_nothing(finished: Study) -> None:
     assert finished.plan() == {"train": 2, "models": 1, "predict": SLIDES, "heatmap": SLIDES, "report": 1}
 
 
+def test_a_changed_bag_trains_again_also_where_the_run_was_cut_after_the_splits(finished: Study) -> None:
+    path = finished.folder / "results" / "bags" / "slide 0.zarr.zip"
+    bag = store.read(path)
+    splits = (finished.folder / "results" / "model" / "splits.csv").read_bytes()
+    store.write(path, {**bag.arrays, "features": bag.arrays["features"] * 2}, bag.attributes)
+    assert finished.plan()["train"] == 2
+    ran = finished.run("--until", "split")
+    assert ran.code == 0, ran.output
+    assert (finished.folder / "results" / "model" / "splits.csv").read_bytes() == splits
+    planned = finished.plan()
+    assert planned["train"] == 2
+    assert "split" not in planned
+
+
 def test_another_memory_limit_for_features_runs_nothing(finished: Study) -> None:
     finished.configure(training={"cache_gb": 0.5})
     assert finished.plan() == {}

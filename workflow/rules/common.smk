@@ -36,6 +36,7 @@ ROOT = repository()
 sys.path.insert(0, str(ROOT))
 
 from pipeline import (
+    bag_index,
     bucket,
     cluster,
     cohort as cohorts,
@@ -120,6 +121,7 @@ SHOWN = shown_names()
 SLIDE_SHOWN = {shown: slide for slide, shown in SHOWN.items()}
 RESULTS = Path(SETTINGS["paths"]["results"])
 REPORTS = Path(SETTINGS["paths"]["reports"])
+BAG_INDEX = RESULTS / "model" / "bags.json"
 FOLDS = list(range(number_of_folds()))
 COMPARED = settings.models(SETTINGS)[1:]
 
@@ -197,7 +199,7 @@ def of_the_cohort():
     files += [RESULTS / "model" / name for name in ("splits.csv", "models.json", "model_card.md", "metrics.json")]
     files += [RESULTS / "compare" / name / "predictions.csv" for name in COMPARED]
     files += [folder / f"fold-{fold}" / name for folder in models for fold in FOLDS for name in trained]
-    return [*files, REPORTS / "quality.tsv"]
+    return [*files, BAG_INDEX, REPORTS / "quality.tsv"]
 
 
 def bags_of_labelled(wildcards):
@@ -357,13 +359,14 @@ def gpu_queue(wildcards):
 
 
 def size_mb(files, wildcards):
-    """Give the size of a job's input in MB, with that of its slide where it is in a bucket.
+    """Give the size of a job's input in MB, with that of the bags behind their index and of its slide in a bucket.
 
     Faster than Snakemake's `input.size_mb`, which starts an event loop for each job: a tenth of the planning.
     """
     slide = COHORT.slides.get(slide_of(wildcards))
     fetched = slide.size if isinstance(slide, bucket.BucketSlide) else 0
-    return (fetched + sum(os.stat(file).st_size for file in files)) / 2**20
+    behind = sum(bag_index.size_bytes(Path(file)) for file in files if file == str(BAG_INDEX))
+    return (fetched + behind + sum(os.stat(file).st_size for file in files)) / 2**20
 
 
 @quick

@@ -8,6 +8,8 @@ rule split:
         bags=bags_of_labelled,
     output:
         splits=RESULTS / "model" / "splits.csv",
+        # changes with any bag: the jobs that read all of them depend on it instead
+        bag_index=BAG_INDEX,
     log:
         RESULTS / "logs" / "split.log",
     conda:
@@ -23,13 +25,13 @@ rule split:
         bags=RESULTS / "bags",
     shell:
         "python -m pipeline split --digest {params.labels} --bags {params.bags:q} --splits {output.splits:q}"
-        " {params.flags} 2> {log:q}"
+        " --index {output.bag_index:q} {params.flags} 2> {log:q}"
 
 
 rule train:
     input:
         splits=RESULTS / "model" / "splits.csv",
-        bags=bags_of_labelled,
+        bag_index=BAG_INDEX,
     output:
         weights=RESULTS / "model" / "fold-{fold}" / "weights.safetensors",
         anchor=RESULTS / "model" / "fold-{fold}" / "anchor.safetensors",
@@ -72,7 +74,7 @@ use rule train as train_compared with:
 rule compare:
     input:
         splits=RESULTS / "model" / "splits.csv",
-        bags=bags_of_labelled,
+        bag_index=BAG_INDEX,
         models=compared_files,
     output:
         predictions=RESULTS / "compare" / "{model}" / "predictions.csv",
