@@ -118,7 +118,8 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # what failed was a write: it names no file by itself
+        # a write that fails names no file by itself, and the name of a part says little to a user
+        if error.errno is not None and error.filename in (None, str(part), part):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

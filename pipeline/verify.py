@@ -38,10 +38,8 @@ def run(results: Path, reports: Path, *, repair: bool) -> None:
             continue
         log.warning("%s: %s", path, why or older)
         first, damaged, outdated = first or path, damaged + bool(why), outdated + bool(older)
-        if repair and why:
-            checksums.damaged(path, why)
-        elif repair:
-            path.replace(path.with_name(f"{path.name}.outdated"))
+        if repair:
+            path.replace(path.with_name(f"{path.name}.{'damaged' if why else 'outdated'}"))
     log.info("%d files checked, %d damaged, %d of another version", checked, damaged, outdated)
     if first is None:
         return

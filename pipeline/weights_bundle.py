@@ -11,11 +11,15 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.checksums import sha256_of
 from pipeline.encoders.registry import EncoderSpec, built_in, spec
+from pipeline.endings import DISK
 from pipeline.errors import ConfigError
 from pipeline.store import replacing
 from pipeline.weights import MANIFEST, checked, known_sha256, parse_manifest, read_manifest, record
 
 log = logging.getLogger(__name__)
+
+LARGEST_MANIFEST = 1 << 24
+"""Bytes; an entry takes about 300."""
 
 
 def fetch_all(names: Sequence[str], folder: Path) -> list[Path]:
@@ -145,6 +149,8 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
                 if member.name != MANIFEST
             ]
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK:  # of the folder, which the bundle cannot help
+            raise
         raise ConfigError(f"{archive}: cannot be read as a bundle of weights ({error}); copy it again") from error
     missing = set(manifest) - {path.relative_to(folder).as_posix() for path in written}
     if missing:
@@ -152,9 +158,15 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     return written
 
 
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Tell a file whose bytes are all in the archive; one with holes can be of any size."""
+    return member.isfile() and not member.issparse()
+
+
 def _manifest_of(tar: tarfile.TarFile, archive: Path) -> dict[str, dict[str, str]]:
     first = tar.next()
-    handle = tar.extractfile(first) if first is not None and first.name == MANIFEST and first.isfile() else None
+    listed = first is not None and first.name == MANIFEST and _is_plain(first) and first.size <= LARGEST_MANIFEST
+    handle = tar.extractfile(first) if first is not None and listed else None
     if handle is None:
         raise ConfigError(f"{archive}: is no bundle of weights; make one with `python -m pipeline weights bundle`")
     return parse_manifest(handle.read())
@@ -164,7 +176,7 @@ def _unpack_one(
     tar: tarfile.TarFile, member: tarfile.TarInfo, manifest: dict[str, dict[str, str]], *, folder: Path, archive: Path
 ) -> Path:
     relative = PurePosixPath(member.name)
-    plain = member.isfile() and not relative.is_absolute() and ".." not in relative.parts
+    plain = _is_plain(member) and not relative.is_absolute() and ".." not in relative.parts
     if not plain or member.name not in manifest or len(relative.parts) > 2 or "\\" in member.name:
         raise ConfigError(f"{archive}: {member.name!r} is no file of weights; do not trust this archive")
     path = folder / relative

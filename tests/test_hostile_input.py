@@ -144,6 +144,24 @@ def test_a_bundle_that_reaches_outside_its_folder_is_refused(tmp_path: Path, nam
     assert not (tmp_path / "out.pth").exists()
 
 
+@pytest.mark.parametrize("bomb", [MANIFEST, "a.pth"])
+def test_a_bundle_with_a_file_of_holes_is_refused(tmp_path: Path, bomb: str) -> None:
+    archive = tmp_path / "bundle.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        for member, content in ((MANIFEST, b'{"a.pth": {"sha256": "00"}}'), ("a.pth", b"x")):
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            if member == bomb:  # 100 TiB, of which one byte is there
+                entry.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(100 << 40)}
+                entry.size, content = 1, b"x"
+            tar.addfile(entry, io.BytesIO(content))
+    with tarfile.open(archive) as tar:
+        assert max(member.size for member in tar) == 100 << 40
+    with pytest.raises(PipelineError, match=r"is no bundle of weights|do not trust this archive"):
+        weights_bundle.unpack(archive, tmp_path / "weights")
+    assert not list(tmp_path.glob("weights/*"))
+
+
 @fuzz
 @given(cell=some.text(max_size=12).map(lambda text: "=" + text) | some.text(max_size=12))
 def test_no_cell_of_a_table_is_a_formula(cell: str) -> None:

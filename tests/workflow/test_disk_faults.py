@@ -1,16 +1,23 @@
 """A disk that is full or read-only: one sentence from every stage, nothing half-written; with room a run goes on."""
 
 import contextlib
+import hashlib
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from pipeline.weights import MANIFEST
 from tests.workflow.conftest import ROOT, Ran, Study, results_of
 
 pytestmark = pytest.mark.slow
@@ -103,6 +110,69 @@ def test_a_stage_names_a_read_only_disk(on_small_disk: Study) -> None:
     assert re.search(r"^Error: .*: the file system is read-only; write elsewhere", ran.output, re.MULTILINE), ran.output
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert on_small_disk.plan() == {}
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> dict[str, list[str]]:
+    """Give commands that users run without the workflow, and write what they take."""
+    features, bundle = tmp_path / "features", tmp_path / "weights.tar"
+    features.mkdir()
+    with h5py.File(features / "slide 0.h5", "w") as file:
+        file["features"] = np.ones((2, 1024), np.float32)
+        file["coords"] = np.array([[0, 0], [224, 0]])
+        file["coords"].attrs.update({"patch_size": 224, "patch_size_level0": 224})
+    weights = bytes(10**6)
+    with tarfile.open(bundle, "w") as tar:
+        manifest = json.dumps({"a.pth": {"sha256": hashlib.sha256(weights).hexdigest()}}).encode()
+        for name, content in ((MANIFEST, manifest), ("a.pth", weights)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    parts = ["--splits", "results/model/splits.csv", "--bags", "results/bags", "--models", "results/model"]
+    return {
+        "predicted": ["predict", "data/raw/slide 0.svs", "--models", "results/model", "--out", "predicted"],
+        "results/compare": ["compare", *parts, "--predictions", "results/compare/x/predictions.csv"],
+        "my demo": ["demo", "my demo", "--slides", "4"],
+        "imported": ["import", str(features), "--encoder", "uni", "--results", "imported"],
+        "weights": ["weights", "import", str(bundle)],
+        "results/cohort.tsv": ["check"],
+    }
+
+
+def files_of(study: Study) -> set[Path]:
+    return {path for path in study.folder.rglob("*") if path.is_file()}
+
+
+def test_commands_outside_the_workflow_name_a_full_disk_and_leave_nothing_half_made(
+    on_small_disk: Study, by_hand: dict[str, list[str]]
+) -> None:
+    ballast = fill(on_small_disk.folder)
+    before = files_of(on_small_disk)
+    for place, command in by_hand.items():
+        said = complaint(on_small_disk.command_line(*command))
+        assert re.match(rf"Error: {place}.*: the disk is full; free some space", said), said
+        assert ".part" not in said
+        assert files_of(on_small_disk) == before
+    cleaned = on_small_disk.command_line("clean")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert not list(on_small_disk.folder.glob("re*/*"))
+    ballast.unlink()
+
+
+def test_commands_outside_the_workflow_name_a_read_only_disk(
+    on_small_disk: Study, by_hand: dict[str, list[str]]
+) -> None:
+    damaged = on_small_disk.folder / "results" / "attention" / "slide 1.zarr.zip"
+    damaged.write_bytes(b"no zip")
+    disk = str(on_small_disk.folder)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    repairing = {str(damaged.relative_to(on_small_disk.folder)): ["verify", "--repair"]}
+    for place, command in (by_hand | repairing | {".snakemake": ["clean"]}).items():
+        said = complaint(on_small_disk.command_line(*command))
+        assert re.match(rf"Error: {place}.*: the file system is read-only; write elsewhere", said), said
+    for looking in (["status"], ["same", ".", "."]):
+        assert "read-only" not in on_small_disk.command_line(*looking).stderr
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 
 
 def test_a_run_on_a_full_disk_says_so_on_the_screen_and_goes_on_with_room(
