@@ -93,8 +93,11 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
 
 def _check_model(settings: Settings) -> None:
     """Refuse options of a model that do not fit each other, which a schema of single keys cannot see."""
-    options = settings["asmil"]
-    for name, having in (("asmil", options), ("baselines.transmil", settings["baselines"]["transmil"])):
+    for model in models(settings):
+        having = model_options(settings, model)
+        if "heads" not in having:
+            continue
+        name = model if model in settings else f"baselines.{model}"
         width, heads = having["d_inner"], having["heads"]
         shown = str(width)
         if width == "auto":
@@ -104,6 +107,7 @@ def _check_model(settings: Settings) -> None:
             shown = f"auto, {'some multiple of 8' if dim is None else width}"
         if width % heads:
             raise ConfigError(f"config: {name}.heads is {heads}, which does not divide d_inner ({shown}); change one")
+    options = settings["asmil"]
     dropped = str(options["token_drop"]).removeprefix("fixed:")
     if dropped.isdigit() and int(dropped) >= options["tokens"]:
         raise ConfigError(

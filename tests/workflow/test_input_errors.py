@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[Study], object], str]] = {
         "asmil.heads is 8, which does not divide d_inner (100)",
     ),
     "heads that do not divide what auto gives": (
-        lambda study: study.configure(baselines={"transmil": {"heads": 5}}),
+        lambda study: study.configure(model="transmil", baselines={"transmil": {"heads": 5}}),
         "baselines.transmil.heads is 5, which does not divide d_inner (auto, ",
     ),
     "weights of classes that there are not": (

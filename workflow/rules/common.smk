@@ -25,10 +25,18 @@ def repository():
     folder = Path(".snakemake", "asmil-wsi", commit).absolute()
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent))
         packed = subprocess.check_output([*git, "archive", commit, "asmil", "pipeline", "workflow", "config.yaml"])
-        tarfile.open(fileobj=io.BytesIO(packed)).extractall(part, filter="data")
-        part.rename(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            part = Path(
+                made, commit
+            )  # below it, as the folder itself is its owner's alone and colleagues read this one
+            part.mkdir()
+            tarfile.open(fileobj=io.BytesIO(packed)).extractall(part, filter="data")
+            try:
+                part.rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another run that began meanwhile has unpacked the same
+                    raise
     return folder
 
 
