@@ -1,5 +1,7 @@
 """A small study on disk, and Snakemake run on it as a user does."""
 
+import fcntl
+import json
 import os
 import re
 import shutil
@@ -182,8 +184,13 @@ def untouched_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="session")
 def finished_run(untouched_study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Ran]:
     """Give a study on which the whole workflow ran, and what the run printed; to be copied, not changed."""
-    study = copy_of(untouched_study, tmp_path_factory.mktemp("finished"))
-    return study, study.run()
+
+    def make(folder: Path) -> None:
+        ran = copy_of(untouched_study, folder).run()
+        (folder / "ran.json").write_text(json.dumps([ran.code, ran.output]))
+
+    folder = made_once(tmp_path_factory, "finished", make)
+    return Study(folder / untouched_study.folder.name), Ran(*json.loads((folder / "ran.json").read_text()))
 
 
 @pytest.fixture
@@ -198,6 +205,21 @@ def finished(finished_run: tuple[Study, Ran], tmp_path: Path) -> Study:
     study, ran = finished_run
     assert ran.code == 0, ran.output
     return copy_of(study, tmp_path)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Give a folder that `make` fills, once for all processes that run tests: a whole run takes both cores as it is."""
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 def copy_of(study: Study, folder: Path) -> Study:

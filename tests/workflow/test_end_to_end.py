@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.planted_cells import read_truth, tumour_share
 from pipeline import store
-from tests.workflow.conftest import Study
+from tests.workflow.conftest import Study, made_once
 
 CONFIG = """
 encoder: {name: texture}
@@ -27,26 +27,16 @@ pytestmark = pytest.mark.slow
 def composed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Give a study of 16 composed slides, two of them unlabelled, on which the workflow ran as a user runs it."""
     tool = shared_data.parent / "tools" / "compose_cohort.py"
-    folder = tmp_path_factory.mktemp("composed")
-    sizes = ("--slides", "16", "--grid", "9", "--unlabelled", "2", "--seed", "3")
-    subprocess.run(
-        [
-            sys.executable,
-            str(tool),
-            "--patches",
-            str(shared_data / "tissue.zip"),
-            "--out",
-            str(folder / "data"),
-            *sizes,
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    (folder / "config.yaml").write_text(CONFIG)
-    study = Study(folder)
-    ran = study.run("--resources", "gpu=1")
-    assert ran.code == 0, ran.output
-    return study
+
+    def make(folder: Path) -> None:
+        places = ("--patches", str(shared_data / "tissue.zip"), "--out", str(folder / "data"))
+        sizes = ("--slides", "16", "--grid", "9", "--unlabelled", "2", "--seed", "3")
+        subprocess.run([sys.executable, str(tool), *places, *sizes], check=True, stdout=subprocess.DEVNULL)
+        (folder / "config.yaml").write_text(CONFIG)
+        ran = Study(folder).run("--resources", "gpu=1")
+        assert ran.code == 0, ran.output
+
+    return Study(made_once(tmp_path_factory, "composed", make))
 
 
 def test_slides_with_planted_tumour_are_told_from_those_without(composed: Study) -> None:
