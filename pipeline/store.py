@@ -307,9 +307,19 @@ def load(path: Path, names: Iterable[str] | None = None) -> Artefact:
         if tells_memory(error):  # of the machine's making: a good file must not be set aside
             raise MemoryError(str(error)) from error
         raise DamagedError(path, str(error)) from error
+    except MemoryError as error:
+        if _fits(path):
+            raise
+        raise DamagedError(path, "its lengths are wrong") from error
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read ({error.strerror or error}); look at the disk it is on") from error
     return Artefact(arrays=arrays, attributes=attributes)
+
+
+def _fits(path: Path) -> bool:
+    """Tell whether no member of a zip file states more bytes than the file has."""
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_size <= path.stat().st_size for entry in archive.infolist())
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
