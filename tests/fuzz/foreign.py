@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 from hypothesis import strategies as some
+from zarr.errors import UnstableSpecificationWarning
 
 from asmil.errors import BagError
 from pipeline import imports, store
@@ -111,7 +113,8 @@ def bag_bytes(attributes: dict[str, Any], arrays: dict[str, Any], left_out: set[
     about = store.stage_attributes("embed", slide_id="a", fingerprint="f", **LIKE_TRAINING) | attributes
     content: dict[str, Any] = {"features": np.ones((5, DIM), np.float16), "coords": COORDS} | arrays
     kept = {name: about[name] for name in about.keys() - (left_out or set())}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)  # zarr's, of arrays of texts
         store.write(Path(folder) / "a.zarr.zip", content, kept)
         return (Path(folder) / "a.zarr.zip").read_bytes()
 
