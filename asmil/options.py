@@ -15,8 +15,9 @@ _CHOICES = (
     ("best_by", BestBy),
 )
 
-
 WIDTH_STEP = 8
+"""Inner widths that are not published are multiples of this."""
+
 _D_INNER = {384: 128, 512: 256, 768: 384, 1024: 512, 1536: 768}
 """Inner width by encoder width, as the method's authors pair them."""
 
@@ -38,7 +39,7 @@ class FitConfig:
         Of AdamW.
     schedule
         "cosine": from `learning_rate` to `least_learning_rate` over all steps, one value a step; "constant"; or "step":
-        a fifth of it in the second half of the steps.
+        a fifth of `learning_rate` in the second half of the steps.
     least_learning_rate
         Where the cosine ends.
     gradient_clip

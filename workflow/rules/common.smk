@@ -27,9 +27,8 @@ def repository():
         folder.parent.mkdir(parents=True, exist_ok=True)
         packed = subprocess.check_output([*git, "archive", commit, "asmil", "pipeline", "workflow", "config.yaml"])
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            part = Path(
-                made, commit
-            )  # below it, as the folder itself is its owner's alone and colleagues read this one
+            # below it, as that folder is its owner's alone, and colleagues read this one
+            part = Path(made, commit)
             part.mkdir()
             tarfile.open(fileobj=io.BytesIO(packed)).extractall(part, filter="data")
             try:
