@@ -1,10 +1,12 @@
 """How close the embed stage comes to the bare encoder, what a bag costs on disk, and what memory a slide takes.
 
     python benchmarks/embedding.py [--quick]
+    python benchmarks/embedding.py --device cuda --encoder timm:vit_large_patch16_224 --threads 8
 
 Rates are compared within one run, alternating, on one thread for the encoder and one that reads; the medians count.
 Memory is the peak of a process of its own for each size of slide. What a device idles between two slides is measured
-with one CPU in place of a GPU, which two jobs claim as they would a GPU.
+with one CPU in place of a GPU, which two jobs claim as they would a GPU. With `--device cuda`, the network's stage and
+what the GPU idles are measured, and nothing else; the network is untrained.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +75,21 @@ class Rates:
 
 
 def compare(
-    name: str, bare: Callable[[NDArray[np.uint8]], Callable[[], Any]], *, patches: int, rounds: int
+    name: str,
+    bare: Callable[[NDArray[np.uint8]], Callable[[], Any]],
+    *,
+    patches: int,
+    rounds: int,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> tuple[float, float]:
     """Give the stage's patches/s over the bare encoder's: by the clock, and by the encoding thread's own time.
 
     The second says what the stage costs the thread that encodes, also where other programs take the processor.
     """
-    model = encoders.load(name, weights="random", threads=1)
+    model = encoders.load(name, weights="random", threads=1, device=device)
     patch_px, batch = model.patch_px, int(getattr(model, "batch_size", 32))
+    on_cpu = device == "cpu"
     side_px = int(np.ceil(np.sqrt(patches))) * patch_px
     with tempfile.TemporaryDirectory() as folder:
         path = write_svs(Path(folder) / "a.svs", tissue_like(side_px, side_px), factors=())
@@ -92,32 +102,37 @@ def compare(
 
             def stage() -> None:
                 chunks = Chunks(Path(folder) / "a.zarr.zip", digest="d", rows=len(coords))
-                encode(slide, coords, chunks=chunks, load=lambda: model, patch_px=patch_px, mpp=0.5, threads=1)
+                encode(
+                    slide, coords, chunks=chunks, load=lambda: model, patch_px=patch_px, mpp=0.5, threads=threads,
+                    on_cpu=on_cpu,
+                )  # fmt: skip
                 chunks.remove()
 
             def repeat() -> None:
                 for _ in range(batches):
-                    bare_call()
+                    found = bare_call()
+                if not on_cpu:
+                    found.cpu()  # waits for the device
 
             for _ in range(rounds):
                 ours.add(stage, len(coords))
                 alone.add(repeat, batches * batch)
     (wall, busy), (bare_wall, bare_busy) = ours.medians(), alone.medians()
-    print(f"{name}: stage {wall:.0f} patches/s, bare {bare_wall:.0f}, ratio {wall / bare_wall:.2f}")
+    print(f"{name}: stage {wall:.0f} patches/s, bare {bare_wall:.0f}, ratio {wall / bare_wall:.2f}, batch {batch}")
     print(f"{name}: per second of the encoding thread {busy:.0f}, bare {bare_busy:.0f}, ratio {busy / bare_busy:.2f}")
     return wall / bare_wall, busy / bare_busy
 
 
-def bare_network(patches: NDArray[np.uint8]) -> Callable[[], Any]:
-    """Give the network's forward alone, on a normalised batch that is ready in memory."""
+def bare_network(patches: NDArray[np.uint8], *, name: str = NETWORK, device: str = "cpu") -> Callable[[], Any]:
+    """Give the network's forward alone, on a normalised batch that is ready in the device's memory."""
     import torch
 
     torch.set_num_threads(1)
-    network = encoders.build(encoders.spec(NETWORK), None).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = torch.from_numpy(patches).permute(0, 3, 1, 2).float().div_(255)
+    network = encoders.build(encoders.spec(name), None).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).float().div_(255)
 
     def forward() -> Any:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
             return network(image)
 
     return forward
@@ -179,7 +194,7 @@ class Wide:
 def peak_megabytes(slide: Path, patches: int) -> float:
     """Give the peak memory of a process that embeds that many patches of a slide."""
     command = [sys.executable, __file__, "--child", str(slide), "--patches", str(patches)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return float(said.splitlines()[-1])
 
 
@@ -209,44 +224,41 @@ def memory(largest: int) -> float:
     return large / small
 
 
-class Watched:
-    """An encoder that prints when it is given its first batch, and when the last one is done."""
+def watched(model: Any) -> Any:
+    """Let an encoder print when it is given its first batch, and when each is done."""
+    submit, begun = model.submit, False
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._begun = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def submit(self, patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
-        """Start to encode."""
-        if not self._begun:
+    def submit_and_tell(patches: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        nonlocal begun
+        if not begun:
             print("first batch", time.time(), flush=True)
-            self._begun = True
-        features = self._model.submit(patches)
+            begun = True
+        features = submit(patches)
         print("batch done", time.time(), flush=True)
         return features  # type: ignore[no-any-return]
 
+    model.submit = submit_and_tell
+    return model
 
-def slide_job(slide_path: Path, name: str, patches: int) -> None:
+
+def slide_job(slide_path: Path, name: str, patches: int, device: str) -> None:
     """Embed as a job on a GPU does, and print when what happened."""
     from pipeline.device import claim
 
     def take() -> str:
         claim(["0"], folder=slide_path.parent / "slots")
-        return "cpu"
+        return device
 
     with tempfile.TemporaryDirectory() as folder, open_slide(slide_path) as slide:
         coords = grid(slide.width, 224)[:patches]
         chunks = Chunks(Path(folder) / "a.zarr.zip", digest="d", rows=len(coords))
         encode(
-            slide, coords, chunks=chunks, load=lambda: Watched(encoders.load(name, weights="random", device=take)),
+            slide, coords, chunks=chunks, load=lambda: watched(encoders.load(name, weights="random", device=take)),
             patch_px=224, mpp=0.5, threads=1, on_cpu=False,
         )  # fmt: skip
 
 
-def between_slides(name: str, patches: int) -> dict[str, float]:
+def between_slides(name: str, patches: int, *, device: str = "cpu") -> dict[str, float]:
     """Give seconds from a job's start to its first batch, and between two slides: one after the other, and queued."""
     import threading
 
@@ -254,9 +266,10 @@ def between_slides(name: str, patches: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         slide = write_svs(Path(folder) / "a.svs", tissue_like(3136, 3136), factors=())
         command = [sys.executable, __file__, "--slide-job", str(slide), "--encoder", name, "--patches", str(patches)]
+        command += ["--device", device]
 
         def run(times: list[tuple[str, float]]) -> None:
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             times += [(line.rpartition(" ")[0], float(line.rpartition(" ")[2])) for line in said.splitlines()]
 
         for way in ("alone", "queued"):
@@ -279,6 +292,16 @@ def between_slides(name: str, patches: int) -> dict[str, float]:
     return found
 
 
+def on_gpu(name: str, device: str, *, threads: int, patches: int) -> dict[str, Any]:
+    """Compare the stage on a GPU with the bare network there, and give what the GPU idles between two slides."""
+    import torch
+
+    bare = partial(bare_network, name=name, device=device)
+    ratio, _ = compare(name, bare, patches=patches, rounds=3, device=device, threads=threads)
+    idle = between_slides(name, 192, device=device)
+    return {"benchmark": "embedding", "ratio": round(ratio, 3), "device": torch.cuda.get_device_name(device), **idle}
+
+
 def main() -> None:
     """Print what was measured, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -287,12 +310,19 @@ def main() -> None:
     parser.add_argument("--slide-job", type=Path)
     parser.add_argument("--encoder", default=NETWORK)
     parser.add_argument("--patches", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=8, help="that read, beside a GPU")
     args = parser.parse_args()
     if args.slide_job:
-        slide_job(args.slide_job, args.encoder, args.patches)
+        slide_job(args.slide_job, args.encoder, args.patches, args.device)
         return
     if args.child:
         child(args.child, args.patches)
+        return
+    if args.device != "cpu":
+        print(
+            json.dumps(on_gpu(args.encoder, args.device, threads=args.threads, patches=2048 if args.quick else 16384))
+        )
         return
     patches, rounds, largest = (256, 2, 12000) if args.quick else (1024, 3, 50000)
     load = os.getloadavg()[0]

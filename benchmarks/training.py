@@ -1,12 +1,13 @@
 """Cost of a training step, as ratios within one run: folded against plain, with against without anchor, long bags.
 
-    python benchmarks/training.py [--quick] [--threads 2]
+    python benchmarks/training.py [--quick] [--threads 2] [--device cuda]
 
 "Plain" is the same model with a key and a value projection of every patch for every token, as a multi-head attention
 layer does it; a step is forward, anchor, backward, update. Times are medians of steps that alternate between the two.
 Peak memory is that of a fresh process, less what it held before the model was built. Expected: plain / folded at least
 5 in time and 2 in memory; the anchor adds at most 60 %; time grows linearly to 200,000 patches, within 8 GB; a fold of
 20 slides of 3,000 patches and 20 epochs takes under a minute on two cores, and its memory does not grow. Needs Linux.
+On a GPU the peak is of the GPU's memory, and the fold is trained in bfloat16 too.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +31,7 @@ from asmil.bags import Bag
 from asmil.losses import alignment_loss
 from asmil.model import ASMIL
 from asmil.normalizers import log_nsf, log_softmax
-from asmil.options import default_d_inner
+from asmil.options import Precision, default_d_inner
 from asmil.training import FitConfig, Trainer
 
 WIDTH, TOKENS, HEADS = 768, 8, 8
@@ -89,10 +91,10 @@ class PlainASMIL(nn.Module):
         return torch.stack([pool.logits(token, rows) for pool, token in zip(pools, self.tokens, strict=True)])
 
 
-def plain_step(patches: int) -> Step:
+def plain_step(patches: int, *, device: str = "cpu") -> Step:
     """Give a function that takes one step of the plain model with a plain anchor."""
     torch.manual_seed(0)
-    model, features = PlainASMIL(), torch.randn(patches, WIDTH)
+    model, features, label = PlainASMIL().to(device), torch.randn(patches, WIDTH).to(device), torch.tensor(1).to(device)
     anchor = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -101,7 +103,7 @@ def plain_step(patches: int) -> Step:
         logits, attention = model(features)
         with torch.no_grad():
             target = log_nsf(anchor.attention_logits(features))
-        loss = F.cross_entropy(logits, torch.tensor(1)) + 0.1 * alignment_loss(target, log_softmax(attention))
+        loss = F.cross_entropy(logits, label) + 0.1 * alignment_loss(target, log_softmax(attention))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
@@ -112,13 +114,13 @@ def plain_step(patches: int) -> Step:
     return step
 
 
-def folded_step(patches: int, *, anchored: bool = True) -> Step:
-    """Give a function that takes one step as `asmil.fit` does."""
+def folded_step(patches: int, *, anchored: bool = True, device: str = "cpu") -> Step:
+    """Give a function that takes one step as `asmil.fit` does, on a bag that is on the device."""
     torch.manual_seed(0)
     model = ASMIL(WIDTH, 2, tokens=TOKENS, heads=HEADS)
-    bags = [Bag(torch.randn(patches, WIDTH), 1, "bag")]
+    bags = [Bag(torch.randn(patches, WIDTH).to(device), 1, "bag")]
     anchor = AnchorRegularizer(model, AnchorConfig()) if anchored else None
-    trainer = Trainer(model, bags, bags, anchor=anchor, config=FitConfig(epochs=10**6), seed=0)
+    trainer = Trainer(model, bags, bags, anchor=anchor, config=FitConfig(epochs=10**6), seed=0, device=device)
     trainer.epoch = 1
 
     def step() -> None:
@@ -127,15 +129,18 @@ def folded_step(patches: int, *, anchored: bool = True) -> Step:
     return step
 
 
-STEPS: dict[str, Callable[[int], Step]] = {
+STEPS: dict[str, Callable[..., Step]] = {
     "plain": plain_step,
     "folded": folded_step,
-    "unanchored": lambda patches: folded_step(patches, anchored=False),
+    "unanchored": partial(folded_step, anchored=False),
 }
 
 
 def now() -> float:
     """Give a time in seconds: of this process with one thread, which another load on the machine hardly disturbs."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        return time.perf_counter()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -151,9 +156,9 @@ def median_seconds(steps: dict[str, Step], repeats: int) -> dict[str, float]:
     return {name: sorted(values)[len(values) // 2] for name, values in taken.items()}
 
 
-def peak_mb(name: str, patches: int) -> float:
+def peak_mb(name: str, patches: int, *, device: str) -> float:
     """Give the peak memory of two steps in a process of their own, in MB."""
-    command = [sys.executable, __file__, "--peak", name, str(patches)]
+    command = [sys.executable, __file__, "--peak", name, str(patches), "--device", device]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -163,24 +168,29 @@ def peak_so_far_mb() -> float:
     return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def print_peak(name: str, patches: int) -> None:
+def print_peak(name: str, patches: int, *, device: str) -> None:
     """Print the memory that two steps add to this process at their peak, in MB; with a bag of one patch for warm-up."""
     torch.set_num_threads(1)
-    folded_step(1)()
+    folded_step(1, device=device)()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     before = peak_so_far_mb()
-    step = STEPS[name](patches)
+    step = STEPS[name](patches, device=device)
     step()
     step()
-    print(peak_so_far_mb() - before)
+    print(torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else peak_so_far_mb() - before)
 
 
-def fold_seconds(patches: int, epochs: int) -> tuple[float, float]:
+def fold_seconds(
+    patches: int, epochs: int, *, device: str = "cpu", precision: Precision = "fp32"
+) -> tuple[float, float]:
     """Train on 16 bags and judge 4 by epoch; give the seconds, and the MB that the last half of the epochs added."""
     torch.manual_seed(0)
     bags = [Bag(torch.randn(patches, WIDTH).half().numpy(), number % 2, str(number)) for number in range(20)]
     model = ASMIL(WIDTH, 2, tokens=TOKENS, heads=HEADS)
-    config = FitConfig(epochs=epochs)
-    trainer = Trainer(model, bags[:16], bags[16:], anchor=AnchorRegularizer(model), config=config, seed=0)
+    config = FitConfig(epochs=epochs, precision=precision)
+    anchor = AnchorRegularizer(model)
+    trainer = Trainer(model, bags[:16], bags[16:], anchor=anchor, config=config, seed=0, device=device)
     start, peaks = now(), []
     while not trainer.finished:
         trainer.run_epoch()
@@ -193,26 +203,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter bags, fewer steps")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--peak", nargs=2, metavar=("NAME", "PATCHES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        return print_peak(args.peak[0], int(args.peak[1]))
+        return print_peak(args.peak[0], int(args.peak[1]), device=args.device)
     torch.set_num_threads(args.threads)
+    device = args.device
     patches, repeats = (2_000, 3) if args.quick else (10_000, 7)
-    times = median_seconds({name: build(patches) for name, build in STEPS.items()}, repeats)
-    peaks = {name: peak_mb(name, patches) for name in ("plain", "folded")}
+    times = median_seconds({name: build(patches, device=device) for name, build in STEPS.items()}, repeats)
+    peaks = {name: peak_mb(name, patches, device=device) for name in ("plain", "folded")}
     speed, memory = times["plain"] / times["folded"], peaks["plain"] / peaks["folded"]
     overhead = times["folded"] / times["unanchored"] - 1
-    print(f"step at {patches} patches: plain {times['plain']:.3f} s, folded {times['folded']:.3f} s, ratio {speed:.1f}")
+    print(f"step at {patches} patches: plain {times['plain']:.4f} s, folded {times['folded']:.4f} s, ratio {speed:.1f}")
     print(f"peak: plain {peaks['plain']:.0f} MB, folded {peaks['folded']:.0f} MB, ratio {memory:.1f}")
     print(f"the anchor adds {100 * overhead:.0f} % to a step")
     short, long = (5_000, 20_000) if args.quick else (50_000, 200_000)
-    bags = median_seconds({str(count): folded_step(count) for count in (short, long)}, 2)
+    bags = median_seconds({str(count): folded_step(count, device=device) for count in (short, long)}, 2)
     growth = bags[str(long)] / bags[str(short)] / (long / short)
-    long_mb = peak_mb("folded", long)
-    print(f"{long} patches: {bags[str(long)]:.2f} s, {growth:.2f} of linear from {short}, peak {long_mb:.0f} MB")
-    seconds, grown = fold_seconds(*((500, 4) if args.quick else (3_000, 20)))
+    long_mb = peak_mb("folded", long, device=device)
+    print(f"{long} patches: {bags[str(long)]:.3f} s, {growth:.2f} of linear from {short}, peak {long_mb:.0f} MB")
+    fold = (500, 4) if args.quick else (3_000, 20)
+    seconds, grown = fold_seconds(*fold, device=device)
     print(f"fold of 20 slides: {seconds:.1f} s; the last half of its epochs added {grown:.1f} MB")
+    if device != "cpu":
+        halved, _ = fold_seconds(*fold, device=device, precision="bf16")
+        print(f"the same in bfloat16 on {torch.cuda.get_device_name()}: {halved:.1f} s")
     result = {
         "benchmark": "training",
         "ratio": round(speed, 2),

@@ -207,7 +207,7 @@ def run(
         {
             "model": [model, model_options],
             "options": options,
-            "device": device,
+            "device": torch.device(device).type,  # whichever GPU is free may continue
             "task": task,
             "rows": [asdict(row) for row in rows],
             "stability_slides": stability_slides,

@@ -19,7 +19,6 @@ from asmil.inference import attention, predict
 from asmil.losses import relative_entropy
 from asmil.model import ASMIL
 from asmil.normalizers import log_softmax
-from asmil.options import Precision
 from asmil.registry import MODELS, build
 from asmil.training import FitConfig, FitResult, Trainer, fit
 
@@ -370,28 +369,6 @@ def test_bfloat16_training_is_near_float32_and_keeps_weights_and_anchor_in_float
     assert coarse.anchor_state is not None
     states = {**coarse.best_state, **coarse.anchor_state}
     assert {value.dtype for name, value in states.items() if name != "anchor.steps"} == {torch.float32}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_on_a_gpu_is_near_that_on_the_cpu_and_continues_from_its_checkpoint(precision: Precision) -> None:
-    config = FitConfig(epochs=3, learning_rate=1e-3, precision=precision)
-
-    def trainer() -> Trainer:
-        model = small()
-        return Trainer(
-            model, TRAINING, VALIDATION, anchor=AnchorRegularizer(model), config=config, seed=0, device="cuda"
-        )
-
-    stopped, continued = trainer(), trainer()
-    stopped.run_epoch()
-    continued.load_state_dict(stopped.state_dict())
-    while not continued.finished:
-        continued.run_epoch()
-    found = continued.finish()
-    assert found.history[-1]["loss"] == pytest.approx(run(AnchorConfig())[1].history[-1]["loss"], rel=0.2)
-    assert all(value.isfinite().all() for value in found.best_state.values())
 
 
 def test_history_has_one_row_an_epoch_with_every_number() -> None:

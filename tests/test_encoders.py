@@ -259,16 +259,6 @@ def test_no_device_is_taken_for_weights_that_do_not_fit(weights: Path) -> None:
     assert taken == ["cpu"]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_a_gpu_gives_the_features_of_the_cpu(weights: Path, patches: NDArray[np.uint8]) -> None:
-    cpu = encoders.load(MODEL, weights=weights)(patches)
-    np.testing.assert_allclose(
-        encoders.load(MODEL, weights=weights, device="cuda", precision="fp32")(patches), cpu, atol=5e-3
-    )
-    np.testing.assert_allclose(encoders.load(MODEL, weights=weights, device="cuda")(patches), cpu, atol=0.1)
-
-
 def test_a_batch_size_grows_as_long_as_it_pays() -> None:
     from pipeline.encoders.batch_size import LARGEST, fastest
 

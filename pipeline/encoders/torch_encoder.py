@@ -63,6 +63,8 @@ class TorchEncoder:
         self.use_threads(threads)
         if self._device.type == "cpu":
             keep_freed_memory()
+        elif self._dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # by default a convolution rounds its inputs to 10 bits
         self._model = model.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled: Callable[[Tensor], Tensor] | None = (
             torch.compile(self._model, dynamic=False) if compiled else None

@@ -88,12 +88,12 @@ class Study:
         """Give an environment in which the virtual environment is not activated, as `.venv/bin/snakemake` is run."""
         return {"PATH": os.defpath, "HOME": str(self.folder.parent), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 
-    def run(self, *arguments: str) -> Ran:
-        """Run Snakemake in the study's folder to its end."""
+    def run(self, *arguments: str, **environment: str) -> Ran:
+        """Run Snakemake in the study's folder to its end, with these variables on top."""
         done = subprocess.run(
             self.command(*arguments),
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

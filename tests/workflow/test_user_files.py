@@ -31,6 +31,35 @@ def draw(path: Path, width: int) -> None:
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}), encoding="utf-8")
 
 
+ENCODER = """
+import numpy as np
+from pipeline.encoders import EncoderSpec
+
+class Colours:
+    spec = EncoderSpec(name="colours", mpp=0.5, patch_px=224, dim=6, mean=(0, 0, 0), std=(1, 1, 1),
+                       licence="MIT", source="here", needs_weights=False)
+    mpp, patch_px, dim = 0.5, 224, 6
+
+    def __init__(self, **settings):
+        pass
+
+    def __call__(self, patches):
+        flat = patches.reshape(len(patches), -1, 3).astype(np.float32)
+        return np.concatenate([flat.mean(1), flat.std(1)], 1)
+"""
+
+
+def test_an_encoder_on_the_users_python_path_reaches_the_jobs(fresh: Study) -> None:
+    modules = fresh.folder.parent / "modules"
+    modules.mkdir()
+    (modules / "colours_of_mine.py").write_text(ENCODER)
+    fresh.configure(encoder={"name": "colours_of_mine:Colours"})
+    bag = fresh.folder / "results" / "bags" / "new.ü.zarr.zip"
+    ran = fresh.run(str(bag.relative_to(fresh.folder)), PYTHONPATH=str(modules))
+    assert ran.code == 0, ran.output
+    assert store.read(bag).arrays["features"].shape[1] == 6
+
+
 def test_overrides_do_what_they_say(finished: Study) -> None:
     overrides = finished.folder / "data" / "overrides.csv"
     before = len(tiles(finished, "new.ü").arrays["coords"])

@@ -133,9 +133,9 @@ FOLDS = list(range(number_of_folds()))
 COMPARED = settings.models(SETTINGS)[1:]
 
 # A job runs the packages of this checkout, with the interpreter that runs Snakemake unless a deployment method
-# (conda, a container) brings its own.
+# (conda, a container) brings its own. Modules that Snakemake itself was started with stay in reach.
 shell.prefix(
-    f"export PYTHONPATH={shlex.quote(str(ROOT))}; "
+    f"export PYTHONPATH={shlex.quote(str(ROOT))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
     f"export {running.VARIABLE}={shlex.quote(str(Path(running.FOLDER, running.JOBS).absolute()))}; "
     + (
         ""
