@@ -230,3 +230,12 @@ def test_places_on_this_machine_are_left_out_of_the_record() -> None:
     record = run_record.describe(config, Cohort({}, {}), {}, weights="", outputs={})
     assert record["config"] == {"seed": 1, "paths": {"labels": "data/labels.csv"}, "model": ["asmil"]}
     assert record["left_out_of_config"] == ["paths.slides"]
+
+
+def test_waiting_jobs_are_looked_at_once_for_each_that_ends(fresh: Study) -> None:
+    """Snakemake's limit of jobs a second would look again every second, once more for each job that ended."""
+    ran = fresh.run("--until", "tile", "--cores", "1", "--verbose", "--forcerun", "tile")
+    assert ran.code == 0, ran.output
+    tiles = ran.jobs["tile"]
+    assert tiles >= 6
+    assert tiles <= ran.output.count("Ready jobs: ") <= tiles + 2

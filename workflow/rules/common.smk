@@ -424,6 +424,16 @@ STAGES = ("check", "tile", "embed", "split", "train", "train_compared", "compare
 WATCHES = []
 
 
+def lift_job_rate():
+    """Hand out jobs on this machine as fast as its cores allow, without Snakemake's limit of 100 a second.
+
+    While jobs wait, that limit has Snakemake go through all of them once more for every job that ended, every second
+    till the end: with thousands of slides its own process takes a core. On a cluster the limit stays.
+    """
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
+
+
 def watch_progress():
     """Say every so often how far the run is: the jobs that are planned, by what they write."""
     every_s = SETTINGS["progress_s"]
