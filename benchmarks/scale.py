@@ -23,6 +23,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
+sys.path.insert(0, str(ROOT))
+
+from pipeline import run_record  # noqa: E402
+
 SNAKEMAKE = (str(Path(sys.executable).parent / "snakemake"),)
 PROMPT = (
     "from snakemake.executors.touch import Executor; Executor.SLEEPING_TIME = 0; from snakemake.cli import main; main()"
@@ -74,6 +78,8 @@ def finish(folder: Path, slides: int) -> int:
     # --forceall: files that lie there already would get no record. All at a time: with two cores, Snakemake chooses
     # anew among thousands of jobs for every pair.
     snakemake(folder, "--touch", "--forceall", "--cores", str(5 * slides), program=[sys.executable, "-c", PROMPT])
+    written = run_record.outputs(results=folder / "results", reports=folder / "reports")
+    run_record.write(folder / "results" / run_record.NAME, {"outputs": written})
     return len(files)
 
 

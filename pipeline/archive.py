@@ -1,6 +1,5 @@
 """Copy finished results and reports to a bucket: what changed since the last copy, and what the bucket lacks."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -24,7 +23,8 @@ def run(*, results: Path, reports: Path, url: str) -> int:
     """Copy `results` and `reports` to `url/results` and `url/reports`; nothing there is removed.
 
     Which version of a file the bucket has is kept in `results/archive.json`: its size and time here, and the tag that
-    the store gave it. A file is copied again if one of these is not what it was.
+    the store gave it. A file is copied again if one of these is not what it was. Till all is copied the record says
+    that it is not complete, so that the next run takes the copy up again.
 
     Returns
     -------
@@ -36,12 +36,11 @@ def run(*, results: Path, reports: Path, url: str) -> int:
         If the store refuses.
     """
     url = url.rstrip("/")
+    record, known = results / NAME, _known(results)
+    if known.get("complete"):
+        _write(record, {**known, "complete": False})
     _, prefix = bucket.address(f"{url}/")
     there = {entry.key.removeprefix(prefix): entry.tag for entry in bucket.objects(f"{url}/")}
-    record = results / NAME
-    known: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError, json_text.JsonError):  # without a record everything is copied again
-        known = json_text.parse_object(record.read_bytes())
     before: dict[str, list[object]] = known.get("files", {}) if known.get("url") == url else {}
     files = {
         f"{name}/{inner}": path
@@ -59,11 +58,28 @@ def run(*, results: Path, reports: Path, url: str) -> int:
         list(pool.map(lambda name: bucket.upload(changed[name], f"{url}/{name}"), changed))
     there |= {entry.key.removeprefix(prefix): entry.tag for entry in bucket.objects(f"{url}/")} if changed else {}
     kept = {name: before[name] for name in files if name not in changed}
-    written = {"url": url, "files": {**kept, **{name: [*states[name], there[name]] for name in changed}}}
-    if changed:
-        store.write_text(record, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    copied = {name: [*states[name], there[name]] for name in changed}
+    _write(record, {"url": url, "complete": True, "files": {**kept, **copied}})
     log.info("%d of %d files copied to %s", len(changed), len(files), url)
     return len(changed)
+
+
+def is_complete(*, results: Path, url: str) -> bool:
+    """Tell whether the last copy went to `url` and to its end."""
+    known = _known(results)
+    return known.get("url") == url.rstrip("/") and bool(known.get("complete"))
+
+
+def _known(results: Path) -> dict[str, Any]:
+    """Read the record; without one, or with a damaged one, everything is copied again."""
+    try:
+        return json_text.parse_object((results / NAME).read_bytes())
+    except (FileNotFoundError, json_text.JsonError):
+        return {}
+
+
+def _write(record: Path, written: dict[str, Any]) -> None:
+    store.write_text(record, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
 
 
 def _finished(folder: Path) -> Iterator[tuple[str, Path]]:

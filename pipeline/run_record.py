@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline import checksums, json_text, store
 from pipeline import cohort as cohorts
-from pipeline import store
 from pipeline.checksums import sha256_of
 from pipeline.cohort import Cohort
 from pipeline.upgrade import RUN_RECORD
@@ -35,6 +35,15 @@ def outputs(*, results: Path, reports: Path) -> dict[str, str]:
     folders = {"results": results, "reports": reports}
     files = {f"{of}/{name}": folders[of] / name for of, names in OUTPUTS.items() for name in names}
     return {name: sha256_of(path) for name, path in files.items() if path.exists()}
+
+
+def is_current(path: Path, *, results: Path, reports: Path) -> bool:
+    """Tell whether a record is there, undamaged, and of the tables and pages that lie there now."""
+    try:
+        record = json_text.parse_object(path.read_bytes())
+    except (FileNotFoundError, json_text.JsonError):
+        return False
+    return not checksums.is_changed(path) and record.get("outputs") == outputs(results=results, reports=reports)
 
 
 def describe(

@@ -47,7 +47,8 @@ class Ran:
         table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", self.output, re.DOTALL)
         if table is None:
             return {}
-        return {name: int(count) for name, count in (line.split() for line in table[1].splitlines()) if name != "all"}
+        counted = {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
+        return {name: count for name, count in counted.items() if name not in ("all", "record")}
 
 
 @dataclass(frozen=True)

@@ -56,3 +56,15 @@ def test_slides_come_from_a_bucket_and_results_go_to_one(variables: dict[str, st
     client.copy_object(Bucket="hospital", Key="raw/new.ü.svs", CopySource="hospital/raw/slide 1.svs")
     planned = study.plan()
     assert (planned["tile"], planned["embed"], "train" in planned) == (1, 1, False)
+    # a copy that failed, or was asked for later, is taken up by the next run, which has nothing else to do
+    assert study.run().code == 0
+    (study.folder / "reports" / "quality.tsv").unlink()
+    study.configure(paths={"archive": "s3://nowhere/study"})
+    failed = study.run()
+    assert failed.code == 1
+    assert "s3://nowhere/study/: the object store answered" in failed.output
+    client.create_bucket(Bucket="nowhere")
+    again = study.run()
+    assert (again.code, again.jobs) == (0, {}), again.output
+    assert client.list_objects_v2(Bucket="nowhere", Prefix="study/reports/quality.tsv")["KeyCount"] == 1
+    assert "Nothing to be done" in study.run().output

@@ -129,6 +129,7 @@ SLIDE_SHOWN = {shown: slide for slide, shown in SHOWN.items()}
 RESULTS = Path(SETTINGS["paths"]["results"])
 REPORTS = Path(SETTINGS["paths"]["reports"])
 BAG_INDEX = RESULTS / "model" / "bags.json"
+UNRECORDED = RESULTS / "unrecorded"
 FOLDS = list(range(number_of_folds()))
 COMPARED = settings.models(SETTINGS)[1:]
 
@@ -196,6 +197,18 @@ def lost(wildcards):
     ]
     beside += [(REPORTS / "heatmaps" / f"{shown}.png", RESULTS / "views" / f"{shown}.json") for shown in SLIDE_SHOWN]
     return [file for made, file in beside if not file.exists() and made.exists()]
+
+
+def unrecorded(wildcards):
+    """Give a file to ask for where the record of the run is not of what lies there, or its copy is not complete."""
+    from pipeline import archive, run_record
+
+    current = run_record.is_current(RESULTS / run_record.NAME, results=RESULTS, reports=REPORTS)
+    url = SETTINGS["paths"]["archive"]
+    if current and (url is None or archive.is_complete(results=RESULTS, url=url)):
+        return []
+    UNRECORDED.unlink(missing_ok=True)  # of a run that was killed
+    return [UNRECORDED]
 
 
 def of_the_cohort():
@@ -452,19 +465,27 @@ def end_progress():
         watch.end()
 
 
+def ends_the_study():
+    """Tell whether this run was for everything, and not for some files or stages of it."""
+    return any(job.rule.name == "all" and workflow.dag.finished(job) for job in workflow.dag.jobs)
+
+
 def record_run():
-    """Write what the finished run was made of."""
+    """Write what the study is made of, where the run ended it."""
+    if not ends_the_study():
+        return
     from pipeline import run_record
 
     prints = {slide: slide_fingerprint(slide) for slide in COHORT.slides}
     written = run_record.outputs(results=RESULTS, reports=REPORTS)
     record = run_record.describe(CONFIG, COHORT, prints, weights=settings.weights_print(SETTINGS), outputs=written)
     run_record.write(RESULTS / run_record.NAME, record)
+    UNRECORDED.unlink(missing_ok=True)
 
 
 def archive_results():
     """Copy results and reports to the bucket that the settings name, or end with the sentence that says why not."""
-    if SETTINGS["paths"]["archive"] is None:
+    if SETTINGS["paths"]["archive"] is None or not ends_the_study():
         return
     from pipeline import archive
 
