@@ -38,6 +38,25 @@ def is_changed(path: Path) -> bool:
     return kept != sha256_of(path).encode()
 
 
+def is_of_another(path: Path) -> bool:
+    """Tell whether a file is of a kind that gets a checksum, and has none: another program wrote it."""
+    return path.suffix in KINDS and not _has_one(path)
+
+
+def are_kept(folder: Path) -> bool:
+    """Tell whether any file of a kind that gets a checksum has one, right below a folder."""
+    return any(path.suffix in KINDS and _has_one(path) for path in folder.glob("*"))
+
+
+def _has_one(path: Path) -> bool:
+    if not hasattr(os, "listxattr"):
+        return False
+    try:
+        return ATTRIBUTE in os.listxattr(path)
+    except OSError:
+        return False
+
+
 def check(path: Path) -> None:
     """Set a file aside and raise an ArtefactError if its bytes are not those that were written."""
     if is_changed(path):

@@ -2,7 +2,7 @@
 
 A file goes if its place and name are those of an artefact and its bytes are those that were written. What a user added
 or changed (an outline edited in QuPath) stays, and so does the secret key of the reports' names, which nothing makes
-again.
+again. Where the file system keeps no checksums with files (or a copy dropped all of them), place and name decide.
 """
 
 import logging
@@ -23,8 +23,10 @@ OF_RESULTS = re.compile(
     r"|(tiles|bags|attention)/[^/]+\.zarr\.zip|attention/[^/]+\.geojson|tissue/[^/]+\.(geojson|jpg)|views/[^/]+\.json"
     rf"|model/(splits\.csv|bags\.json|models\.json|model_card\.md|metrics\.json|{FOLD})"
     rf"|compare/[^/]+/(predictions\.csv|{FOLD})"
-    r"|(bags|model|compare/[^/]+)/(fold-\d+/)?\.[^/]+/.+"  # work in progress: chunks, training states
-    r"|logs/.+\.log)(\.damaged|\.outdated|\.part)?"
+    # work in progress: chunks, training states, slides that wait for a prediction
+    r"|bags/\.[^/]+\.chunks/(digest|\d+\.npz)|(model|compare/[^/]+)/fold-\d+/\.checkpoint\.pt|attention/\.ahead/[^/]+"
+    r"|unrecorded|logs/((split|check|cohort|models|report|strict)|(tile|embed|predict|heatmap|compare)/[^/]+"
+    r"|train/([^/]+/)?fold-\d+)\.log)(\.damaged|\.outdated|\.part)?"
 )
 OF_REPORTS = re.compile(
     r"(index\.html|predictions\.csv|metrics\.json|quarantine\.tsv|quality\.tsv|heatmaps/[^/]+\.png|slides/[^/]+\.(js|jpg))"
@@ -56,9 +58,12 @@ def clean(folder: Path, *, results: Path = Path("results"), reports: Path = Path
     if memory.is_dir():
         running.claim(memory)
     kept: list[Path] = []
+    strict = checksums.are_kept(folder / results)
     for place, made in ((folder / results, OF_RESULTS), (folder / reports, OF_REPORTS)):
-        kept += remove(place, partial(_is_made, folder=place, made=made))
-    if memory.is_dir():
+        kept += remove(place, partial(_is_made, folder=place, made=made, strict=strict))
+    if memory.is_symlink():
+        kept.append(memory)
+    elif memory.is_dir():
         shutil.rmtree(memory)
     return kept
 
@@ -89,5 +94,8 @@ def tell(kept: Iterable[Path], *, why: str) -> None:
         log.warning("%d file(s) were left%s: %s", len(found), more, why)
 
 
-def _is_made(path: Path, *, folder: Path, made: re.Pattern[str]) -> bool:
-    return bool(made.fullmatch(path.relative_to(folder).as_posix())) and not checksums.is_changed(path)
+def _is_made(path: Path, *, folder: Path, made: re.Pattern[str], strict: bool) -> bool:
+    if not made.fullmatch(path.relative_to(folder).as_posix()):
+        return False
+    # an editor that writes a file anew drops what is kept with it
+    return not (checksums.is_changed(path) or (strict and checksums.is_of_another(path)))

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +29,10 @@ LOOKS = frozenset(
     | {"--d3dag", "--list", "--list-rules", "--list-target-rules", "--report", "--containerize", "--export-cwl"}
     | {"--list-changes", "--list-input-changes"}
 )
-"""Options of snakemake with which nothing is run; `-n` may be one of several letters."""
+"""Options of snakemake with which nothing is run."""
+
+LOOKING, VALUED = frozenset("nlSD"), frozenset("COPRTUcdejqsw")
+"""The same by their letters, of which several may follow one dash; and letters after which a value follows."""
 
 ROOM_BYTES = 2**18
 """Less than any run writes; a disk with less room is full."""
@@ -40,10 +43,15 @@ _held: list[int] = []
 
 def only_looks(arguments: Iterable[str]) -> bool:
     """Tell whether a command line of snakemake asks for no work: such a run may look on beside another."""
-    return any(
-        argument.partition("=")[0] in LOOKS or (argument[:1] == "-" != argument[1:2] and "n" in argument)
-        for argument in arguments
-    )
+    return any(argument.partition("=")[0] in LOOKS or LOOKING & set(_letters(argument)) for argument in arguments)
+
+
+def _letters(argument: str) -> Iterator[str]:
+    """Give the options that an argument of letters holds, as `-Fn`; what follows one with a value is its value."""
+    for letter in argument[1:] if argument[:1] == "-" != argument[1:2] else "":
+        yield letter
+        if letter in VALUED:
+            return
 
 
 def require_room(*folders: Path) -> None:
