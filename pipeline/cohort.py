@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import tasks
 from pipeline.bucket import Location, is_url
-from pipeline.discovery import discover, discover_in_bucket
+from pipeline.discovery import discover, discover_in_bucket, shown
 from pipeline.errors import ConfigError
 from pipeline.user_tables import read_csv
 
@@ -234,7 +234,9 @@ def _find_drawn(folder: Path | None, slides: Iterable[str], warnings: list[str])
     files = sorted(folder.glob("*.geojson")) if folder is not None else []
     found = {unicodedata.normalize("NFC", file.name.removesuffix(".geojson")): file for file in files}
     warnings += [
-        f"{file} is ignored: no slide is called '{name}'." for name, file in found.items() if name not in slides
+        f"{shown(file)} is ignored: no slide is called '{shown(name)}'."
+        for name, file in found.items()
+        if name not in slides
     ]
     return {name: file for name, file in found.items() if name in slides}
 

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, because the workflow reads the cohort each time it plans.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -47,6 +48,12 @@ def discover(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return _by_id(named, folder), warnings
 
 
+def shown(path: str | Path) -> str:
+    r"""Give a path as text that any file and screen takes: what is not UTF-8, and control characters, as `\xe4`."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(f"\\x{ord(letter):02x}" if ord(letter) < 32 or ord(letter) == 127 else letter for letter in text)
+
+
 def discover_in_bucket(url: str) -> tuple[dict[str, bucket.BucketSlide], list[str]]:
     """Find the slides below an address (`s3://bucket/folder`); as `discover`."""
     named, warnings = bucket.slides(url)
@@ -84,9 +91,11 @@ def _check_id(slide_id: str, path: bucket.Location) -> None:
     try:
         size = len(slide_id.encode())
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{str(path)!r}: the name is not UTF-8; rename it") from error
+        raise ConfigError(f"'{shown(str(path))}': the name is not UTF-8; rename it") from error
     if any(letter in "{}<>" or ord(letter) < 32 for letter in slide_id):
-        raise ConfigError(f"{path}: a slide's name cannot hold braces, < or >, or control characters; rename it")
+        raise ConfigError(
+            f"{shown(str(path))}: a slide's name cannot hold braces, < or >, or control characters; rename it"
+        )
     if size > MAX_ID_BYTES:
         raise ConfigError(
             f"{path}: its id has {size} bytes, more than {MAX_ID_BYTES}; shorten the name or its folders'"
@@ -98,7 +107,7 @@ def _check_id(slide_id: str, path: bucket.Location) -> None:
 def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()) -> Iterable[Path]:
     real = folder.resolve()
     if real in above:
-        warnings.append(f"{folder} is ignored: it is a link to a folder above it.")
+        warnings.append(f"{shown(folder)} is ignored: it is a link to a folder above it.")
         return
     above = (*above, real)
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -114,7 +123,7 @@ def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()
         if entry in belonging:
             continue
         if entry.is_symlink() and not entry.exists():
-            warnings.append(f"{entry} is ignored: it is a link to a file that is not there.")
+            warnings.append(f"{shown(entry)} is ignored: it is a link to a file that is not there.")
             continue
         if entry.is_dir():
             if not hidden:
@@ -122,8 +131,8 @@ def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()
         elif entry.suffix.lower() in SLIDE_SUFFIXES and not hidden:
             yield entry
         elif not _is_expected(entry):
-            why = "hidden" if hidden else f"'{entry.suffix or entry.name}' is no slide extension"
-            warnings.append(f"{entry} is ignored: {why}.")
+            why = "hidden" if hidden else f"'{shown(entry.suffix or entry.name)}' is no slide extension"
+            warnings.append(f"{shown(entry)} is ignored: {why}.")
 
 
 def _is_expected(entry: Path) -> bool:

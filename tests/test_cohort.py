@@ -287,6 +287,26 @@ def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         discover(tmp_path)
 
 
+def test_an_ignored_file_whose_name_is_not_utf_8_is_named_in_utf_8(tmp_path: Path) -> None:
+    touch(tmp_path, "raw/a.svs", "drawn/a.geojson")
+    for file in (b"raw/Pr\xe4parat.jpg", b"raw/hidden.\xe4", b"raw/line\nbreak.jpg", b"drawn/\xe4.geojson"):
+        (tmp_path / os.fsdecode(file)).write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"raw/link\xe4.svs")).symlink_to(tmp_path / "gone.svs")
+    found = cohort.load(
+        tmp_path / "raw",
+        labels=labels_file(tmp_path, "slide_id,label\n"),
+        overrides=tmp_path / "overrides.csv",
+        target="label",
+        folds=2,
+        tissue=tmp_path / "drawn",
+        must_train=False,
+    )
+    said = "\n".join(found.warnings)
+    assert len(said.encode().splitlines()) == 5
+    for name in ("Pr\\xe4parat.jpg", "'.\\xe4'", "line\\x0abreak.jpg", "\\xe4.geojson", "link\\xe4.svs"):
+        assert name in said
+
+
 def test_a_link_to_a_folder_above_is_followed_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "below/b.svs")
     (tmp_path / "below" / "loop").symlink_to(tmp_path)
