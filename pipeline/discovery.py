@@ -6,7 +6,7 @@ Nothing heavy is imported here, because the workflow reads the cohort each time 
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,12 +109,15 @@ def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()
     if real in above:
         warnings.append(f"{shown(folder)} is ignored: it is a link to a folder above it.")
         return
+    try:
+        entries = _entries(folder)
+    except PermissionError as error:
+        if not above:
+            raise ConfigError(f"{shown(folder)} may not be read; give the user of this run leave to") from error
+        warnings.append(f"{shown(folder)} is ignored: the user of this run may not read it.")
+        return
     above = (*above, real)
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    belonging = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
-    for entry in entries:
-        if entry.suffix.lower() in {".vms", ".vmu"} and entry.is_file():
-            belonging.update(companions(entry))
+    belonging = _belonging(entries)
     if any(_is_dicom(entry) for entry in entries):
         yield folder
         entries = [entry for entry in entries if entry.is_dir()]
@@ -122,7 +125,7 @@ def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()
         hidden = entry.name.startswith(".")
         if entry in belonging:
             continue
-        if entry.is_symlink() and not entry.exists():
+        if entry.is_symlink() and not os.path.exists(entry):  # noqa: PTH110 - pathlib's raises where it may not look
             warnings.append(f"{shown(entry)} is ignored: it is a link to a file that is not there.")
             continue
         if entry.is_dir():
@@ -133,6 +136,23 @@ def _slide_paths(folder: Path, warnings: list[str], above: tuple[Path, ...] = ()
         elif not _is_expected(entry):
             why = "hidden" if hidden else f"'{shown(entry.suffix or entry.name)}' is no slide extension"
             warnings.append(f"{shown(entry)} is ignored: {why}.")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List a folder, sorted; raise a PermissionError where its files could not be opened either."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    if entries:
+        entries[0].lstat()  # a folder may be listed by who may not enter it
+    return entries
+
+
+def _belonging(entries: Sequence[Path]) -> set[Path]:
+    """Give what is part of a slide that lies beside it."""
+    found = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
+    for entry in entries:
+        if entry.suffix.lower() in bucket.INDEXES and os.access(entry, os.R_OK) and entry.is_file():
+            found.update(companions(entry))
+    return found
 
 
 def _is_expected(entry: Path) -> bool:

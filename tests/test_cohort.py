@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from pipeline import cohort
 from pipeline.discovery import discover
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
+
+ROOT = Path(__file__).parents[1]
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -313,3 +317,52 @@ def test_a_link_to_a_folder_above_is_followed_once(tmp_path: Path) -> None:
     slides, warnings = discover(tmp_path)
     assert list(slides) == ["a", "below__b"]
     assert "link to a folder above" in warnings[0]
+
+
+def discovered_by_nobody(folder: Path) -> str:
+    """Discover slides as a user who owns nothing, also where the tests are the superuser's; give what is printed."""
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline.discovery import discover\n"
+        "from pipeline.errors import ConfigError\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"
+        "try: slides, warnings = discover(Path())\n"
+        "except ConfigError as error: sys.exit(f'refused: {error}')\n"
+        "print(*slides, *warnings, sep='\\n')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444], ids=["unreadable", "not to be entered"])
+def test_a_folder_that_may_not_be_read_is_ignored_and_named(tmp_path: Path, mode: int) -> None:
+    touch(tmp_path, "a.svs", "lost+found/b.svs", "lost+found/below/c.svs")
+    (tmp_path / "link.svs").symlink_to("lost+found/below/c.svs")
+    tmp_path.chmod(0o755)
+    (tmp_path / "lost+found").chmod(mode)
+    try:
+        said = discovered_by_nobody(tmp_path).splitlines()
+    finally:
+        (tmp_path / "lost+found").chmod(0o755)
+    assert said == [
+        "a",
+        "link.svs is ignored: it is a link to a file that is not there.",
+        "lost+found is ignored: the user of this run may not read it.",
+    ]
+
+
+def test_a_folder_of_slides_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    tmp_path.chmod(0o111)
+    try:
+        said = discovered_by_nobody(tmp_path)
+    finally:
+        tmp_path.chmod(0o755)
+    assert "may not be read; give the user of this run leave to" in said
+    assert "Traceback" not in said
