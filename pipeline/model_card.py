@@ -65,7 +65,7 @@ def render(
     decisions = metrics.get("decisions")
     return environment.get_template("model_card.md.jinja").render(
         name=first["model"],
-        learned={"classification": " or ".join(classes)}.get(task, task),
+        learned={"classification": " or ".join(map(cell, classes))}.get(task, task),
         output={
             "classification": "a probability of each class of a slide, a calibrated one, and a decision or none",
             "survival": "a log hazard relative to the median training slide, no probability and no time",
@@ -251,8 +251,8 @@ def figure(entry: Mapping[str, float | None] | None) -> str:
 
 
 def cell(text: str) -> str:
-    """Keep text that a user wrote from ending a table's cell or beginning markup."""
-    flat = " ".join(text.split())
-    for letter in "\\|`*_<>[]":
+    """Keep text that a user wrote from ending a table's cell or beginning markup, also that of HTML."""
+    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for letter in "\\|`*_[]":
         flat = flat.replace(letter, f"\\{letter}")
     return flat

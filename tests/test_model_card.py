@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,21 @@ def test_tables_are_whole(card: tuple[str, dict[str, Any]]) -> None:
         counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(counts) == 1, block
         assert block.splitlines()[1].startswith("|---")
+
+
+@pytest.mark.parametrize("label", ["<script>alert(1)</script>", "a`<img src=x>`", "[a](javascript:x)"])
+def test_a_label_is_no_markup_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CLASSES", ("normal", label))
+    slides = slides_of()
+    folder = folder_of(tmp_path, slides, outliers=None)
+    metrics = evaluate(slides, splits_of(slides), interval=Interval(20, 0))
+    text = model_card.render(
+        slides, metrics, cohort=folder / "cohort.tsv", splits=splits_of(slides), models=folder / "model"
+    )
+    assert "Positive class" in text
+    assert text.count(model_card.cell(label)) == 5  # title, positive class, labels, and twice in the confusions
+    assert not [raw for raw in ("<script", "<img", "[a](") if raw in text]
+    assert "a`" not in text
 
 
 def test_limits_say_what_is_not_known(tmp_path: Path) -> None:
