@@ -6,13 +6,16 @@ Importing this module is cheap: the workflow does so to print its closing words.
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 NUMBER = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)\s*", re.IGNORECASE)
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 """How a cell starts that a spreadsheet may run; with the full-width forms, which some take for the same. See OWASP,
 "CSV injection"."""
+SEPARATOR = re.compile(r"([;,\t\r\n])")
+"""Where a spreadsheet may end a cell whatever the table's own delimiter is: by its region's list separator, or its
+import's choice. Quotes do not keep it, as they only count at the start of what it takes for a cell."""
 
 
 def text(rows: Iterable[Sequence[object]], *, delimiter: str) -> str:
@@ -29,13 +32,30 @@ def flat(cell: str) -> str:
 
 
 def guard(cell: str) -> str:
-    """Put an apostrophe in front of a text that a spreadsheet may run as a formula; numbers stay numbers."""
-    return f"'{cell}" if _runs(cell.lstrip("'")) else cell
+    """Put an apostrophe in front of each text that a spreadsheet may run as a formula; numbers stay numbers.
+
+    A formula may also stand behind what another spreadsheet takes for the end of a cell.
+    """
+    return _after_separators(_guarded(cell), _guarded)
 
 
 def plain(cell: str) -> str:
     """Give the cell that `guard` wrote as it was."""
-    return cell[1:] if cell.startswith("'") and _runs(cell.lstrip("'")) else cell
+    return _unguarded(_after_separators(cell, _unguarded))
+
+
+def _after_separators(cell: str, change: Callable[[str], str]) -> str:
+    """Change what follows each separator in a cell."""
+    first, *others = SEPARATOR.split(cell)  # a separator and what follows it, in turns
+    return first + "".join(change(part) if place % 2 else part for place, part in enumerate(others))
+
+
+def _guarded(text: str) -> str:
+    return f"'{text}" if _runs(text.lstrip("'")) else text
+
+
+def _unguarded(text: str) -> str:
+    return text[1:] if text.startswith("'") and _runs(text.lstrip("'")) else text
 
 
 def _runs(cell: str) -> bool:

@@ -1,7 +1,10 @@
 import csv
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import tables
 from pipeline.assignment import Assignment, read_splits, write_splits
@@ -16,8 +19,18 @@ from pipeline.cohort_table import CohortRow, read_cohort, write_cohort
         ("-slide 3", "'-slide 3"),
         ("+", "'+"),
         ("-2+cmd|' /C calc'!A0", "'-2+cmd|' /C calc'!A0"),
-        ("\t=1", "'\t=1"),
-        ("\r=1", "'\r=1"),
+        ("\t=1", "'\t'=1"),
+        ("\r=1", "'\r'=1"),
+        (" \t=1", "' \t'=1"),
+        ("x;=cmd|' /C calc'!A0", "x;'=cmd|' /C calc'!A0"),
+        ("x; @y", "x;' @y"),
+        ("x;'=y", "x;''=y"),
+        ("x,+y", "x,'+y"),
+        ("x\t-y;=z", "x\t'-y;'=z"),
+        ("x\n=y", "x\n'=y"),
+        ("-x;-y", "'-x;'-y"),
+        ("x;-2, +0.5", "x;-2, +0.5"),
+        ("x; y, z", "x; y, z"),
         ("\uff1d1+1", "'\uff1d1+1"),
         ("'=1", "''=1"),
         ("-2", "-2"),
@@ -34,6 +47,14 @@ from pipeline.cohort_table import CohortRow, read_cohort, write_cohort
 def test_what_a_spreadsheet_would_run_is_guarded_and_read_back_as_it_was(cell: str, guarded: str) -> None:
     assert tables.guard(cell) == guarded
     assert tables.plain(guarded) == cell
+
+
+@given(st.text("a2 '=-;,\t\n\r", max_size=12))
+def test_every_text_is_read_back_as_it_was_and_begins_no_formula_anywhere(cell: str) -> None:
+    guarded = tables.guard(cell)
+    assert tables.plain(guarded) == cell
+    for part in re.split("[;,\t\r\n]", guarded):
+        assert not re.match(r"\s*[=-]", part) or tables.NUMBER.fullmatch(part)
 
 
 def test_tables_that_stages_hand_on_keep_names_that_begin_with_a_sign(tmp_path: Path) -> None:
