@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.errors import PipelineError
 from pipeline.run_record import NAME as RUN_RECORD
 
 MEASURED_OF_SUMMARY = (r" looked at in [\d.]+ s\b", r"(?m)^  .* of one CPU core \(.*$")
@@ -32,8 +33,16 @@ def differences(first: Path, second: Path) -> list[str]:
     ----------
     first, second
         Folders of a study, each with the `results` and `reports` of a finished run.
+
+    Raises
+    ------
+    PipelineError
+        If one of them holds no file of a run.
     """
     found = {folder: dict(_files(folder)) for folder in (first, second)}
+    for folder, files in found.items():
+        if not files:
+            raise PipelineError(f"{folder} holds no results of a run; name the folder in which its `results` lie")
     names = sorted(found[first].keys() | found[second].keys())
     said = ((name, _difference(found[first].get(name), found[second].get(name))) for name in names)
     return [f"{name}: {difference}" for name, difference in said if difference]

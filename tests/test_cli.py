@@ -24,6 +24,15 @@ def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
     )
 
 
+def test_folders_without_a_run_are_not_the_same(tmp_path: Path) -> None:
+    (tmp_path / "b" / "results").mkdir(parents=True)
+    ran = command("same", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert f"{tmp_path / 'a'} holds no results of a run; name the folder in which its `results` lie" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 STAGES = ("check", "tile", "embed", "split", "train", "predict", "heatmap", "report", "demo", "weights")
 
 
