@@ -3,16 +3,18 @@
 Importing this module is cheap: the workflow does so to print its closing words.
 """
 
+import csv
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tables
 from pipeline.errors import PipelineError
 from pipeline.flags import FLAGS
+from pipeline.json_text import JsonError, parse_object
 from pipeline.tasks import CLASSIFICATION, HEADLINE, task_of
 from pipeline.versions import made_by
 
@@ -194,13 +196,22 @@ def summary(reports: Path) -> str:
     Parameters
     ----------
     reports
-        The folder that `run` wrote; without a report in it, the words say so.
+        The folder that `run` wrote; without a report in it, or with a damaged one, the words say so.
     """
     try:
-        metrics: dict[str, Any] = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+        metrics = parse_object((reports / "metrics.json").read_bytes())
         left_out = quarantined(reports / QUARANTINE)
+        return "\n".join(_summary(metrics, left_out, reports))
     except FileNotFoundError:
         return f"No report in {reports} yet."
+    except (JsonError, csv.Error, UnicodeDecodeError, LookupError, TypeError) as error:
+        return (
+            f"The report in {reports} is damaged ({error}); delete its metrics.json and {QUARANTINE}, and run the same"
+            " command again."
+        )
+
+
+def _summary(metrics: dict[str, Any], left_out: Sequence[Mapping[str, str]], reports: Path) -> list[str]:
     lines = [f"{metrics['n_predicted']} of {metrics['n_cohort']} slides predicted, {len(left_out)} left out."]
     lines += [f"  {row['slide_id']}: {row['reason']}; {row['remedy']}." for row in left_out[:MAX_NAMED]]
     if len(left_out) > MAX_NAMED:
@@ -208,7 +219,7 @@ def summary(reports: Path) -> str:
     lines.append(_performance(metrics))
     lines.append(f"Report:      {reports / 'index.html'}")
     lines.append(f"Predictions: {reports / 'predictions.csv'}")
-    return "\n".join(lines)
+    return lines
 
 
 def _performance(metrics: dict[str, Any]) -> str:

@@ -395,6 +395,16 @@ def test_summary_without_a_report_says_so(tmp_path: Path) -> None:
     assert report.summary(tmp_path) == f"No report in {tmp_path} yet."
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "quarantine.tsv"])
+@pytest.mark.parametrize("torn", [b"", b'{"n_predicted": 3, "n_co', b"\xff\xfe", b"[1]", b"{}"])
+def test_the_closing_words_outlive_a_torn_file(run: Run, name: str, torn: bytes) -> None:
+    run.add("bad", np.array([0.5, 0.5]), label=None, error=SlideError("no tissue was found", remedy="look"))
+    reports = run.write()
+    (reports / name).write_bytes(torn)
+    words = report.summary(reports)
+    assert "is damaged" in words or (name != "metrics.json" and "slides predicted" in words)
+
+
 def test_the_closing_words_need_no_heavy_import() -> None:
     code = (
         "import sys, pipeline.report; print(sorted({'numpy', 'zarr', 'torch', 'jinja2', 'sklearn'} & set(sys.modules)))"
