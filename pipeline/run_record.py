@@ -52,6 +52,7 @@ def describe(
     fingerprints: Mapping[str, str],
     *,
     weights: str,
+    splits: str,
     outputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """Describe a run by its inputs, and what it wrote by checksums.
@@ -66,6 +67,8 @@ def describe(
         Of the slides, by slide id.
     weights
         Fingerprint of the encoder's weights; empty where it has none.
+    splits
+        Digest of the user's own splits file; empty where none is used.
     outputs
         SHA-256 of files that it wrote, by name.
 
@@ -96,6 +99,7 @@ def describe(
             "overrides": cohorts.digest(overrides),
             "drawn": {slide: cohorts.drawn_digest(drawn) for slide, drawn in sorted(cohort.drawn.items())},
             "weights": weights,
+            "splits": splits,
         },
         "outputs": dict(outputs),
     }

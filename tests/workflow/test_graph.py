@@ -221,13 +221,15 @@ def test_a_run_records_what_it_was_made_of_and_nothing_of_the_machine(finished_r
     assert record["environment"]["packages"]["torch"]
     bag = store.read_attributes(study.folder / "results" / "bags" / "new.ü.zarr.zip")
     assert record["inputs"]["slides"]["new.ü"] == bag["fingerprint"]
+    assert record["inputs"]["splits"] == ""  # the workflow draws the folds itself here
     for told in (str(study.folder), str(ROOT), socket.gethostname(), sys.prefix):
         assert told not in text
 
 
 def test_places_on_this_machine_are_left_out_of_the_record() -> None:
     config = {"seed": 1, "paths": {"slides": "/mnt/slides", "labels": "data/labels.csv"}, "model": ["asmil"]}
-    record = run_record.describe(config, Cohort({}, {}), {}, weights="", outputs={})
+    record = run_record.describe(config, Cohort({}, {}), {}, weights="", splits="abc", outputs={})
+    assert record["inputs"]["splits"] == "abc"
     assert record["config"] == {"seed": 1, "paths": {"labels": "data/labels.csv"}, "model": ["asmil"]}
     assert record["left_out_of_config"] == ["paths.slides"]
 

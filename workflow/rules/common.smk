@@ -478,7 +478,14 @@ def record_run():
 
     prints = {slide: slide_fingerprint(slide) for slide in COHORT.slides}
     written = run_record.outputs(results=RESULTS, reports=REPORTS)
-    record = run_record.describe(CONFIG, COHORT, prints, weights=settings.weights_print(SETTINGS), outputs=written)
+    record = run_record.describe(
+        CONFIG,
+        COHORT,
+        prints,
+        weights=settings.weights_print(SETTINGS),
+        splits=settings.given_digest(SETTINGS),
+        outputs=written,
+    )
     run_record.write(RESULTS / run_record.NAME, record)
     UNRECORDED.unlink(missing_ok=True)
 
