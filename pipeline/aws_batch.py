@@ -35,7 +35,7 @@ def client() -> Any:
         from botocore.config import Config
         from botocore.exceptions import NoRegionError
     except ImportError as error:
-        raise PipelineError("boto3 is not installed, which AWS Batch needs; pip install 'asmil-wsi[cloud]'") from error
+        raise PipelineError("boto3 is not installed, which AWS Batch needs; pip install '.[cloud]'") from error
     try:
         return boto3.client("batch", config=Config(retries={"mode": "standard", "max_attempts": 8}))
     except NoRegionError as error:

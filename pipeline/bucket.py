@@ -101,7 +101,7 @@ def _client(process: int) -> Any:  # noqa: ARG001 - a child process must not sha
         import boto3
         from botocore.config import Config
     except ImportError as error:
-        raise ConfigError("boto3 is not installed, which s3:// needs; pip install 'asmil-wsi[s3]'") from error
+        raise ConfigError("boto3 is not installed, which s3:// needs; pip install '.[s3]'") from error
     # checksums that only Amazon's own store knows are left out, as others refuse them
     only: Any = dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")
     return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": ATTEMPTS}, **only))

@@ -51,6 +51,15 @@ def test_every_package_is_installed_with_the_project() -> None:
     assert set(packages) == found
 
 
+def test_no_text_installs_the_project_from_an_index_that_does_not_have_it() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "pipeline").rglob("*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
+    assert "asmil-wsi[" not in text
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = set(re.findall(r"pip install '\.\[(\w+)\]'", text))
+    assert {"slurm", "s3", "cloud", "fuzz"} <= named <= extras
+
+
 @pytest.mark.parametrize("recipe", ["Dockerfile", "asmil-wsi.def"])
 def test_a_container_holds_what_the_lock_names_and_no_other_version(recipe: str) -> None:
     text = (ROOT / "envs" / recipe).read_text()

@@ -54,7 +54,7 @@ def run(targets: Mapping[str, Target], asked: argparse.Namespace, *, seconds: fl
     # the coverage of a child process cannot be followed
     jobs = [(name, engine) for name in names for engine in engines if engine != ATHERIS or not targets[name].native]
     if ATHERIS not in engines:
-        print("atheris is not installed (pip install 'asmil-wsi[fuzz]'): hypothesis alone")
+        print("atheris is not installed (pip install '.[fuzz]'): hypothesis alone")
     broken = sum(_run(name, engine, asked, seconds=seconds / len(jobs)) for name, engine in jobs)
     print(f"{len(jobs)} runs, {broken} of them found something{f'; see {asked.findings}' if broken else ''}")
     return broken
