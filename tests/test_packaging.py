@@ -1,5 +1,6 @@
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,16 @@ def test_every_direct_dependency_is_locked_to_one_version() -> None:
 def test_the_conda_environment_has_the_locked_versions() -> None:
     environment = yaml.safe_load((ROOT / "envs" / "asmil-wsi.yaml").read_text())
     pinned = names(next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)))
-    assert pinned == {name: locked()[name] for name in direct()}
+    assert pinned == {name: locked()[name] for name in {*direct(), *needed_by("boto3")}}
+
+
+def needed_by(name: str) -> set[str]:
+    """Give a distribution and what it needs, by normalised names."""
+    wanted = {name}
+    for line in metadata.requires(name) or ():
+        if "extra ==" not in line:
+            wanted |= needed_by(next(iter(names([re.split(r"[ ;!~(\[]", line)[0]]))))
+    return wanted
 
 
 def test_every_package_is_installed_with_the_project() -> None:
