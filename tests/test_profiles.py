@@ -1,6 +1,7 @@
 """The profiles, against the options that Snakemake and its plugins know."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,19 @@ def test_profiles_with_a_command_for_jobs_differ_in_the_command_only() -> None:
     differing = {name for name in kubernetes if kubernetes[name] != batch.get(name)}
     assert differing == {"cluster-generic-submit-cmd", "cluster-generic-status-cmd"}
     assert set(kubernetes) == set(batch)
+
+
+def test_a_pods_start_does_not_walk_the_whole_volume() -> None:
+    job = [
+        *yaml.safe_load_all((ROOT / "workflow" / "profiles" / "kubernetes" / "run.yaml").read_text(encoding="utf-8"))
+    ][-1]
+    given = job["spec"]["template"]["spec"]["securityContext"]
+    assert given["fsGroupChangePolicy"] == "OnRootMismatch"
+
+
+def test_the_page_on_clusters_names_the_rules_that_are_no_jobs() -> None:
+    found = re.search(r"localrules:\n((?: +\w+,\n)+)", (ROOT / "workflow" / "Snakefile").read_text(encoding="utf-8"))
+    assert found is not None
+    rules = found[1].replace(",", "").split()
+    words = f"{', '.join(f'`{rule}`' for rule in rules[:-1])} and `{rules[-1]}`"
+    assert f"run {words}; the rest are jobs" in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
