@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from asmil.registry import MODELS, NamedModel, build
@@ -193,21 +193,31 @@ def load_model(folder: Path) -> tuple[NamedModel, ModelFolder]:
     if (folder / "weights.safetensors").exists():
         checksums.check(folder / "weights.safetensors")
     try:
+        _check_shapes(found, folder / "weights.safetensors")
         state = load_file(folder / "weights.safetensors")
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ArtefactError(f"{folder}: its weights are missing or damaged ({error}); train again") from error
-    mean, sd = state.pop(_MEAN, None), state.pop(_SD, None)
-    arrays = {key: state.pop(f"{_OUTLIERS}{key}", None) for key in _OUTLIER_ARRAYS}
-    try:
+        mean, sd = state.pop(_MEAN, None), state.pop(_SD, None)
+        arrays = {key: state.pop(f"{_OUTLIERS}{key}", None) for key in _OUTLIER_ARRAYS}
         model = _described(found)
         model.load_state_dict(state)
         return model.eval(), _folder(found, model, mean=mean, sd=sd, outliers=_outliers(found["outliers"], arrays))
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ArtefactError(f"{folder}: its weights are missing or damaged ({error}); train again") from error
     except RuntimeError as error:
         raise ArtefactError(f"{folder}: its weights do not fit its model.json; train again") from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(
             f"{folder}: its model.json lacks something or has it in another form ({error!r}); train again"
         ) from error
+
+
+def _check_shapes(found: Mapping[str, Any], weights: Path) -> None:
+    """Raise a RuntimeError if a `model.json` describes other arrays than the file has, before memory is taken."""
+    with torch.device("meta"):
+        described = {name: tuple(tensor.shape) for name, tensor in _described(found).state_dict().items()}
+    with safe_open(weights, framework="pt") as handle:
+        there = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118 - no mapping
+    if any(there.get(name) != shape for name, shape in described.items()):
+        raise RuntimeError("shapes differ")
 
 
 def _described(found: Mapping[str, Any]) -> NamedModel:

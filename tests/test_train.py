@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import os
 import signal
@@ -19,8 +20,9 @@ from safetensors.torch import load_file
 
 from asmil.anchor import AnchorConfig
 from asmil.errors import BagError
+from asmil.registry import MODELS, NamedModel, build
 from asmil.training import FitConfig
-from pipeline import checkpoint, store, train, versions
+from pipeline import checkpoint, model_folder, store, train, versions
 from pipeline.assignment import COLUMNS, read_splits
 from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model
@@ -335,6 +337,37 @@ def test_standardisation_is_fitted_on_the_training_part_alone(fold: Fold) -> Non
 def test_model_knows_the_files_it_was_trained_or_chosen_on(fold: Fold) -> None:
     _, description = load_model(fold.train())
     assert description.seen == sorted(str(number) for number, role in enumerate(ROLES) if role != "test")
+
+
+@pytest.mark.parametrize(("key", "value"), [("d_in", 1_000_000), ("classes", 100_000), ("d_in", 1 << 62)])
+def test_a_description_of_a_larger_network_is_refused_before_memory_is_taken(
+    fold: Fold, monkeypatch: pytest.MonkeyPatch, key: str, value: int
+) -> None:
+    folder = fold.train()
+    described = json.loads((folder / "model.json").read_text())
+    described["options"][key] = value
+    (folder / "model.json").unlink()
+    (folder / "model.json").write_text(json.dumps(described))
+    places: set[str] = set()
+
+    def built(*arguments: Any, **options: Any) -> NamedModel:
+        model = build(*arguments, **options)
+        places.update(parameter.device.type for parameter in model.parameters())
+        return model
+
+    monkeypatch.setattr(model_folder, "build", built)
+    with pytest.raises(ArtefactError, match=r"its weights do not fit its model\.json; train again"):
+        load_model(folder)
+    assert places <= {"meta"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_described_without_memory_as_it_is_with(name: str) -> None:
+    with torch.device("meta"):
+        described = build(name, 16, 2).state_dict()
+    assert {tensor.device.type for tensor in described.values()} == {"meta"}
+    shapes = {key: tensor.shape for key, tensor in described.items()}
+    assert shapes == {key: tensor.shape for key, tensor in build(name, 16, 2).state_dict().items()}
 
 
 @pytest.mark.parametrize(
