@@ -1,5 +1,6 @@
 """Write docs/configuration.md from the schema and the defaults: python docs/generate_configuration.py."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,19 @@ def page() -> str:
     parts = [INTRODUCTION, "## General\n", *_table(_leaves(schema["properties"]), defaults)]
     for name, section in schema["properties"].items():
         if "properties" in section:
-            parts += [f"\n## `{name}`\n", f"{section['description']}\n", *_table(section["properties"], defaults[name])]
+            parts += _section(name, section, defaults[name], level=2)
     return "\n".join(parts) + "\n"
+
+
+def _section(name: str, section: dict[str, Any], defaults: dict[str, Any], *, level: int) -> list[str]:
+    """Give a heading, the table of a section's own keys, and the sections within it."""
+    lines = [f"\n{'#' * level} `{name}`\n", section["description"]]
+    own = _leaves(section["properties"])
+    lines += ["", *_table(own, defaults)] if own else []
+    for inner, found in section["properties"].items():
+        if "properties" in found:
+            lines += _section(f"{name}.{inner}", found, defaults[inner], level=level + 1)
+    return lines
 
 
 def _leaves(properties: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def _leaves(properties: dict[str, Any]) -> dict[str, Any]:
 def _table(properties: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for name, found in properties.items():
-        default = yaml.safe_dump(defaults[name], default_flow_style=True).removesuffix("...\n").strip()
+        default = yaml.safe_dump(defaults[name], default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
         values = expected(found).replace("|", "\\|")
         rows.append(f"| `{name}` | `{default}` | {values} | {found['description']} |")
     return rows

@@ -30,6 +30,24 @@ def test_the_configuration_page_is_that_of_the_schema() -> None:
     )
 
 
+def test_the_configuration_page_has_a_whole_row_for_every_key() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    tables = [block.splitlines() for block in re.findall(r"(?m)(?:^.*\|.*\n)+", text.partition("## General")[2])]
+    assert all(line.startswith(("| ", "|---")) for table in tables for line in table)
+    assert all(line.endswith("|") for table in tables for line in table)
+    counts = {len(re.findall(r"(?<!\\)\|", line)) for table in tables for line in table}
+    assert counts == {5}
+    rows = [line for table in tables for line in table[2:]]
+
+    def keys(defaults: dict[str, Any]) -> list[str]:
+        """Give the names of all keys that hold a value."""
+        found = [keys(value) if isinstance(value, dict) else [name] for name, value in defaults.items()]
+        return [name for names in found for name in names]
+
+    defaults = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    assert Counter(row.split("`")[1] for row in rows) == Counter(keys(defaults))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)", page.read_text(encoding="utf-8")):
