@@ -176,10 +176,11 @@ def same(
 ) -> None:
     """Tell whether two runs gave the same results and reports, but for speeds and logs."""
     from pipeline import same_runs
+    from pipeline.discovery import shown
 
     different = same_runs.differences(first, second)
     for line in different:
-        typer.echo(line)
+        typer.echo(shown(line))
     if different:
         raise PipelineError(f"the runs in {first} and {second} differ in {len(different)} file(s), named above")
     typer.echo("the same")

@@ -54,6 +54,11 @@ def shown(path: str | Path) -> str:
     return "".join(f"\\x{ord(letter):02x}" if ord(letter) < 32 or ord(letter) == 127 else letter for letter in text)
 
 
+def is_utf_8(name: str) -> bool:
+    """Tell whether a file's name is UTF-8; Python holds other bytes of it as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def discover_in_bucket(url: str) -> tuple[dict[str, bucket.BucketSlide], list[str]]:
     """Find the slides below an address (`s3://bucket/folder`); as `discover`."""
     named, warnings = bucket.slides(url)
@@ -88,10 +93,9 @@ def _check_id(slide_id: str, path: bucket.Location) -> None:
     Braces and angle brackets mark wildcards and path variables, an end that repeats often is taken for a wildcard that
     runs away, and a name needs room for the endings of its artefacts.
     """
-    try:
-        size = len(slide_id.encode())
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"'{shown(str(path))}': the name is not UTF-8; rename it") from error
+    if not is_utf_8(slide_id):
+        raise ConfigError(f"'{shown(str(path))}': the name is not UTF-8; rename it")
+    size = len(slide_id.encode())
     if any(letter in "{}<>" or ord(letter) < 32 for letter in slide_id):
         raise ConfigError(
             f"{shown(str(path))}: a slide's name cannot hold braces, < or >, or control characters; rename it"

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import checksums, embed, encoders, heatmap, predict, store, tile
 from pipeline.decision import DecisionOptions
+from pipeline.discovery import is_utf_8, shown
 from pipeline.embed import EncoderOptions
 from pipeline.errors import ArtefactError, ConfigError
 from pipeline.evaluation import SlideResult, result_of
@@ -42,13 +43,15 @@ def slide_ids(slides: Sequence[Path]) -> dict[str, Path]:
     Raises
     ------
     ConfigError
-        If a file is missing, or two have one name.
+        If a file is missing, two have one name, or a name is not UTF-8, as tables are.
     """
     named: dict[str, Path] = {}
     for path in slides:
         if not path.exists():
             raise ConfigError(f"{path}: no such file; name slides that are there")
         name = unicodedata.normalize("NFC", path.stem)
+        if not is_utf_8(name):
+            raise ConfigError(f"'{shown(path)}': the name is not UTF-8; rename it")
         if name in named:
             raise ConfigError(f"{named[name]} and {path} are both called '{name}'; predict them into different folders")
         named[name] = path

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,16 @@ def test_folders_without_a_run_are_not_the_same(tmp_path: Path) -> None:
     assert ran.stdout == ""
     assert f"{tmp_path / 'a'} holds no results of a run; name the folder in which its `results` lie" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_file_of_one_run_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run / "results").mkdir(parents=True)
+        (tmp_path / run / "results" / "check.tsv").write_text("slide_id\n")
+    (tmp_path / "a" / "results" / os.fsdecode(b"\xe4.txt")).write_bytes(b"x")
+    ran = command("same", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert ran.returncode == 1
+    assert "results/\\xe4.txt: only the first run has it" in ran.stdout
 
 
 STAGES = ("check", "tile", "embed", "split", "train", "predict", "heatmap", "report", "demo", "weights")

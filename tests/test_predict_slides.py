@@ -1,5 +1,6 @@
 """Prediction without the workflow: what is refused before any slide is read."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ def test_a_missing_slide_and_two_of_one_name_are_refused(tmp_path: Path) -> None
         path.touch()
     with pytest.raises(ConfigError, match="are both called 'a'"):
         predict_slides.slide_ids(paths)
+
+
+def test_a_slide_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"Pr\xe4parat.svs")
+    path.write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"Pr\\xe4parat\.svs': the name is not UTF-8; rename it"):
+        predict_slides.slide_ids([path])
 
 
 def test_other_weights_of_the_encoder_are_refused(tmp_path: Path) -> None:
