@@ -115,6 +115,35 @@ def claim(folder: Path = FOLDER, *, after_kill: Callable[[], object] = lambda: N
         mark.unlink(missing_ok=True)
 
 
+def claim_outputs(*folders: Path) -> None:
+    """Make this process the only run that writes to its folders, which the settings of another study may name too.
+
+    Parameters
+    ----------
+    folders
+        Existing folders. Where the file system does not lock folders, nothing is held.
+
+    Raises
+    ------
+    ConfigError
+        If another run holds one.
+    """
+    for folder in {folder.resolve() for folder in folders}:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ConfigError(
+                f"a run of another study writes to {folder}; wait for its end, or give this study folders of its own"
+                " (paths.results, paths.reports)"
+            ) from error
+        except OSError:
+            os.close(descriptor)
+            continue
+        _held.append(descriptor)
+
+
 def join() -> None:
     """Hold the lock of the run's jobs, where this process is one, until it ends."""
     path = os.environ.get(VARIABLE)

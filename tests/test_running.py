@@ -1,9 +1,14 @@
-"""Which command lines of Snakemake only look."""
+"""Which command lines of Snakemake only look, and that two studies do not write to the same folders."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from snakemake.cli import get_argument_parser
 
-from pipeline.running import VALUED, only_looks
+from pipeline.errors import ConfigError
+from pipeline.running import VALUED, claim_outputs, only_looks
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,31 @@ def test_the_letters_are_snakemakes() -> None:
         option[1] for action in actions for option in action.option_strings if len(option) == 2 and action.nargs != 0
     }
     assert letters == VALUED
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pipeline.running import claim_outputs
+claim_outputs(*map(Path, sys.argv[1:]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_studies_do_not_write_to_the_same_folder(tmp_path: Path) -> None:
+    results, reports, other = (tmp_path / name for name in ("results", "reports", "other"))
+    for folder in (results, reports, other):
+        folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(results), str(reports), str(results)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=r"a run of another study writes to .*reports; wait for its end"):
+            claim_outputs(other, reports)
+        holder.communicate("")
+    claim_outputs(results, reports)

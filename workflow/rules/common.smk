@@ -95,6 +95,7 @@ def claim_folder():
     try:
         running.require_room(running.FOLDER, RESULTS, REPORTS)
         running.claim(after_kill=look_at_last_files)
+        running.claim_outputs(RESULTS, REPORTS)
     except PipelineError as error:
         stop(error)
 
