@@ -137,8 +137,7 @@ class AnchorRegularizer:
         self.steps = 0
         self.epoch = 1
         self._steps_per_epoch: int | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._warned = self._tried = False
         self.anchor: AttentionMIL | None = None
         self._names: frozenset[str] = frozenset()
@@ -199,7 +198,6 @@ class AnchorRegularizer:
         with torch.no_grad():
             self._add("anchor_kl", kl_divergence(log_target, log_attention))
             self._add("anchor_target_entropy", relative_entropy(log_target))
-            self._count += 1
         return alignment_loss(log_target, log_attention, reduction=self.config.reduction)
 
     @torch.no_grad()
@@ -237,9 +235,10 @@ class AnchorRegularizer:
         if extremes and not torch.stack(extremes).isfinite().all():
             broken = next(name for name in names if not online[name].isfinite().all())
             raise TrainingError(f"{broken} is not finite after step {self.steps + 1}; lower the learning rate")
-        momentum = self.momentum
+        moves = self.anchor is not None and self.config.mode != "frozen"
+        momentum = self.momentum if moves else 1.0
         self.steps += 1
-        if self.anchor is None or self.config.mode == "frozen" or self.steps % self.config.update_every:
+        if not moves or self.steps % self.config.update_every:
             return
         for name, parameter in self._parameters().items():
             parameter.lerp_(online[name].to(parameter.dtype), 1 - momentum)
@@ -253,8 +252,8 @@ class AnchorRegularizer:
         `anchor_kl` (nats), `anchor_target_entropy` (share of log N) and, where there is an anchor,
         `anchor_positive_share` (patches whose anchor logit, not centred, is above 0); empty where no loss was taken.
         """
-        means = {name: float(total) / self._count for name, total in self._sums.items() if self._count}
-        self._sums, self._count = {}, 0
+        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
         share = means.get("anchor_target_entropy", 0.0)
         judged = self.anchor is not None and self.epoch > WARM_UP_EPOCHS and not self._warned
         if judged and share > UNIFORM_ENTROPY:
@@ -319,7 +318,8 @@ class AnchorRegularizer:
 
     def _add(self, name: str, values: Tensor) -> None:
         mean = values.float().mean()  # stays on the device: reading it here would stall a GPU at every step
-        self._sums[name] = self._sums[name] + mean if name in self._sums else mean
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (total + mean, count + 1)
 
 
 def _spread(mask: Tensor | None, logits: Tensor) -> Tensor | None:

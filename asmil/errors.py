@@ -6,4 +6,7 @@ class BagError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training that left the finite numbers; no weights were changed by the step that failed."""
+    """Training that left the finite numbers.
+
+    Loss and gradient are looked at before a step, which then changes nothing; what the anchor follows, after it.
+    """

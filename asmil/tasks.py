@@ -88,14 +88,15 @@ class Classification(Task):
         self._step_bags, self.classes = config.accumulate, classes
         self.class_weights = [1.0] * classes
         self._chances: Floats | None = None
+        # numbers of numpy and torch are not alike as keys
+        labels = [_as_index(label) for label in read_labels(training)]
         if config.class_weights == "inverse_frequency":
-            count = Counter(read_labels(training))
+            count = Counter(labels)
             # a class without a training bag has a weight that is never used
             self.class_weights = [
                 len(training) / (classes * count[index]) if count[index] else 0.0 for index in range(classes)
             ]
         if config.balanced:
-            labels = read_labels(training)
             count = Counter(labels)
             self._chances = np.array([1 / (len(count) * count[label]) for label in labels])
 
@@ -206,12 +207,14 @@ class SurvivalTask(Task):
         _refuse_outputs("survival", classes)
         _refuse_class_options("survival", config)
         labels = read_labels(training)
-        self.events = np.array([isinstance(label, FollowUp) and label.event for label in labels])
+        self.events = np.array([isinstance(label, FollowUp) and bool(label.event) for label in labels])
+        if all(isinstance(label, FollowUp) for label in labels) and not self.events.any():
+            raise ValueError("no training bag had the event, of which survival is learned; give some that had it")
 
     def check(self, bag: Bag) -> FollowUp:
         """Give the follow-up."""
         label = bag.label
-        if not isinstance(label, FollowUp) or not (math.isfinite(label.time) and label.time > 0):
+        if not isinstance(label, FollowUp) or not (0 < label.time < math.inf) or label.event not in (True, False):
             raise BagError(f"{bag.name}: label {label} is not a follow-up of a time above 0")
         return label
 
@@ -244,6 +247,10 @@ class SurvivalTask(Task):
     def scale(self, outputs: Floats) -> Scale:
         """Give minus the training bags' median: a risk of 0 is that of the typical training bag."""
         return -float(np.median(outputs[:, 0])), 1.0
+
+
+def _as_index(label: Label) -> Label:
+    return int(label) if is_number(label) and float(label).is_integer() else label
 
 
 def _refuse_outputs(task: str, classes: int) -> None:

@@ -105,8 +105,6 @@ def run_seed(
     for fold in range(folds):
         with seeded(seed, fold, device=torch.device("cpu")):
             models.append(build(name, slides[0].features.shape[1], 2))
-    if not fits(models[0]):
-        raise SystemExit(f"{name} cannot be trained in lockstep; choose another model")
     stacked = [torch.from_numpy(np.stack([bags[place].features for bags in scaled])) for place in range(len(slides))]
     trains = np.array([np.isin(np.arange(len(slides)), train) for train, _ in parts])
     config = FitConfig(epochs=epochs, learning_rate=LEARNING_RATE, schedule="constant")
@@ -152,6 +150,9 @@ def main() -> None:
     if args.quick:
         args.models, args.seeds, args.folds, args.epochs = ["asmil", "gated_abmil"], 1, 2, 4
     torch.set_num_threads(1)
+    for name in args.models:
+        if not fits(build(name, 16, 2)):
+            raise SystemExit(f"{name} cannot be trained in lockstep; choose other models")
     slides = read_slides(args.bags, args.labels, args.truth, positive=args.positive)
     variants: list[tuple[str, str, AnchorConfig | None]] = [(model, "none", None) for model in args.models]
     if "asmil" in args.models:

@@ -80,6 +80,9 @@ class Lockstep:
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        late = anchor is not None and (anchor.start_epoch > 1 or anchor.ramp or anchor.update_every > 1)
+        if late or (anchor is not None and anchor.init != "copy"):
+            raise ValueError("in lockstep an anchor starts as the model and follows it from the first step on")
         self.anchor = anchor if anchor and anchor.mode != "none" and self.model.anchor_parameters() else None
         # the whole model is kept as anchor, of which only what is upstream of the attention is used
         self.anchors = torch.stack([weight.detach().clone() for weight in self.weights])
@@ -156,7 +159,7 @@ class Lockstep:
     def _log_target(self, weights: Tensor, features: Tensor, online: Tensor) -> Tensor:
         assert self.anchor is not None
         if self.anchor.mode == "uniform":
-            return log_softmax(torch.zeros_like(online))
+            return log_softmax(torch.zeros_like(online), online > -torch.inf)
         call = _AttentionLogits(self.follower)
         own = {f"model.{name}": value for name, value in self._named(weights).items()}
         logits = functional_call(call, own, (features, self.model.context)).detach()

@@ -5,8 +5,10 @@ import io
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
+from asmil.bags import FollowUp, Label
 from asmil.inference import attention, predict
 from asmil.protocol import AttentionMIL
 from asmil.recipes import build_optimizer, source_config
@@ -88,15 +91,29 @@ def load_fold(rows: Sequence[Assignment], *, folder: Path, cache_gb: float, task
 
 
 def choose_panel(bags: StoredBags, *, slides: int) -> list[int]:
-    """Choose the bags that attention is followed on: the first ones that fit in `PANEL_PATCHES`, and at least one."""
+    """Choose the bags that attention is followed on: of every kind in turn, as far as `PANEL_PATCHES` go, at least one.
+
+    Kinds are classes; of other outcomes, those above and below the median, with and without the event.
+    """
     chosen: list[int] = []
     patches = 0
-    for index in range(len(bags)):
+    for index in _in_turn(bags.labels):
         patches += len(bags.raw(index))
         if len(chosen) == slides or (chosen and patches > PANEL_PATCHES):
             break
         chosen.append(index)
     return chosen
+
+
+def _in_turn(labels: Sequence[Label]) -> list[int]:
+    """Order slides so that the first ones differ in what is learned of them."""
+    values = [label.time if isinstance(label, FollowUp) else float(label) for label in labels]
+    middle = float(np.median(values))
+    kinds: dict[object, list[int]] = defaultdict(list)
+    for index, (label, value) in enumerate(zip(labels, values, strict=True)):
+        kind = label if isinstance(label, int) else (value > middle, isinstance(label, FollowUp) and label.event)
+        kinds[kind].append(index)
+    return [index for group in zip_longest(*kinds.values()) for index in group if index is not None]
 
 
 class FoldRun:

@@ -17,7 +17,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "tile": 5,
     "embed": 2,
     "split": 1,
-    "train": 4,
+    "train": 5,
     "compare": 1,
     "predict": 5,
     "heatmap": 4,

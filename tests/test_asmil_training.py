@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -448,3 +448,27 @@ def test_public_names_are_loaded_from_the_package() -> None:
     assert {"fit", "predict", "Bag", "BagError", "FitConfig"} <= set(dir(asmil))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = asmil.nothing
+
+
+def test_labels_of_torch_weigh_their_classes_as_ints_do() -> None:
+    labelled = [Bag(bag.features, cast("int", torch.tensor(bag.label)), bag.name) for bag in TRAINING]
+    config = FitConfig(epochs=1, learning_rate=1e-3, class_weights="inverse_frequency")
+    results = [fit(small(), bags, VALIDATION, config=config, seed=0) for bags in (TRAINING, labelled)]
+    assert results[0].history == results[1].history
+
+
+def test_a_target_that_is_only_looked_at_changes_no_diagnostics() -> None:
+    model = small()
+    anchor = AnchorRegularizer(model)
+    features = torch.as_tensor(TRAINING[0].features)
+    _, logits = model(features)
+    anchor.loss(logits, features)
+    expected = anchor.diagnostics()
+    anchor.loss(logits, features)
+    anchor.log_target(logits, features)
+    anchor.log_target(logits, features)
+    assert anchor.diagnostics() == pytest.approx(expected)
+
+
+def test_a_frozen_anchor_needs_no_length_of_an_epoch() -> None:
+    AnchorRegularizer(small(), AnchorConfig(mode="frozen", half_life_epochs=1)).step()

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from asmil.anchor import AnchorConfig
+from asmil.bags import FollowUp
 from asmil.errors import BagError
 from asmil.registry import MODELS, NamedModel, build
 from asmil.training import FitConfig
@@ -185,6 +186,7 @@ def test_killed_process_continues_to_bitwise_the_same_model(fold: Fold) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still training
     config = FitConfig(epochs=40, learning_rate=1e-3)
+    torch.set_num_threads(1)  # as that process had
     assert same_weights(fold.train("whole", training=config), fold.train("killed", training=config))
 
 
@@ -385,3 +387,11 @@ def test_damaged_model_folder_is_one_sentence(fold: Fold, name: str, damage: Cal
     (folder / name).write_bytes(damage((folder / name).read_bytes()))
     with pytest.raises(ArtefactError, match=r"train again|run the same command again"):
         load_model(folder)
+
+
+def test_attention_is_followed_on_slides_of_every_kind() -> None:
+    assert train._in_turn([0] * 5 + [1] * 5)[:4] == [0, 5, 1, 6]
+    times = [FollowUp(float(time), event=time % 2 == 0) for time in range(1, 9)]
+    first = [times[index] for index in train._in_turn(times)[:4]]
+    assert {(each.time > 4, each.event) for each in first} == {(late, event) for late in (0, 1) for event in (0, 1)}
+    assert {value > 2 for value in train._in_turn([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])[:2]} == {False, True}

@@ -64,11 +64,11 @@ def test_a_job_killed_for_memory_is_tried_again_with_more_and_gets_a_gpu(slurm: 
     expected = weights.read_bytes()
     weights.unlink()
     # the interpreter with torch alone takes more than the first attempt gives
-    growing = ("--set-resources", "train:mem_mb=450*attempt")
+    growing = ("--set-resources", "train:mem_mb=500*attempt**2")
     ran = submit(finished, "results/model/fold-1/weights.safetensors", *growing)
     assert ran.code == 0, ran.output
-    asked = [line for line in jobs_of_slurm() if line.startswith(("450M", "900M"))]
-    assert [line.split()[0] for line in asked] == ["450M", "900M"]
+    asked = [line for line in jobs_of_slurm() if line.startswith(("500M", "2000M"))]
+    assert [line.split()[0] for line in asked] == ["500M", "2000M"]
     assert all("gpu:1" in line for line in asked)
     assert asked[-1].endswith("COMPLETED")
     assert weights.read_bytes() == expected
