@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
+from tests.test_embed import PLUGIN
 from tests.workflow.conftest import SIDE_PX, Study
 
 pytestmark = pytest.mark.slow
@@ -31,28 +32,10 @@ def draw(path: Path, width: int) -> None:
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}), encoding="utf-8")
 
 
-ENCODER = """
-import numpy as np
-from pipeline.encoders import EncoderSpec
-
-class Colours:
-    spec = EncoderSpec(name="colours", mpp=0.5, patch_px=224, dim=6, mean=(0, 0, 0), std=(1, 1, 1),
-                       licence="MIT", source="here", needs_weights=False)
-    mpp, patch_px, dim = 0.5, 224, 6
-
-    def __init__(self, **settings):
-        pass
-
-    def __call__(self, patches):
-        flat = patches.reshape(len(patches), -1, 3).astype(np.float32)
-        return np.concatenate([flat.mean(1), flat.std(1)], 1)
-"""
-
-
 def test_an_encoder_on_the_users_python_path_reaches_the_jobs(fresh: Study) -> None:
     modules = fresh.folder.parent / "modules"
     modules.mkdir()
-    (modules / "colours_of_mine.py").write_text(ENCODER)
+    (modules / "colours_of_mine.py").write_text(PLUGIN)
     fresh.configure(encoder={"name": "colours_of_mine:Colours"})
     bag = fresh.folder / "results" / "bags" / "new.ü.zarr.zip"
     ran = fresh.run(str(bag.relative_to(fresh.folder)), PYTHONPATH=str(modules))

@@ -208,7 +208,8 @@ def unrecorded(wildcards):
     url = SETTINGS["paths"]["archive"]
     if current and (url is None or archive.is_complete(results=RESULTS, url=url)):
         return []
-    UNRECORDED.unlink(missing_ok=True)  # of a run that was killed
+    if not running.only_looks(sys.argv[1:]):  # such a one may look on beside a run, whose file it then is
+        UNRECORDED.unlink(missing_ok=True)  # of a run that was killed
     return [UNRECORDED]
 
 
