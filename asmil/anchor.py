@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from asmil.errors import TrainingError
 from asmil.losses import Reduction, alignment_loss, kl_divergence, relative_entropy
 from asmil.normalizers import Center, center_logits, log_nsf, log_softmax
+from asmil.options import check_kinds
 from asmil.protocol import AttentionMIL
 from asmil.seeding import seeded
 
@@ -72,7 +73,7 @@ class AnchorConfig:
     Raises
     ------
     ValueError
-        If a value is out of its range.
+        If a value is of another kind, or out of its range.
     """
 
     beta: float = 0.1
@@ -90,10 +91,7 @@ class AnchorConfig:
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
-        choices = (("mode", Mode), ("target", Target), ("center", Center), ("init", Init), ("reduction", Reduction))
-        for name, choice in choices:
-            if getattr(self, name) not in get_args(choice):
-                raise ValueError(f"anchor {name} is {getattr(self, name)!r}; choose from {', '.join(get_args(choice))}")
+        check_kinds(vars(self), type(self), of="anchor ")
         ranges = {
             "beta": 0 <= self.beta < math.inf,
             "temperature": MIN_TEMPERATURE <= self.temperature < math.inf,

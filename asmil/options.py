@@ -1,19 +1,16 @@
 """Options of training and of models; nothing here needs torch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Schedule = Literal["cosine", "constant", "step"]
 BestBy = Literal["metrics", "loss"]
 ClassWeights = Literal["none", "inverse_frequency"]
 Precision = Literal["fp32", "bf16"]
-_CHOICES = (
-    ("schedule", Schedule),
-    ("class_weights", ClassWeights),
-    ("precision", Precision),
-    ("best_by", BestBy),
-)
 
 WIDTH_STEP = 8
 """Inner widths that are not published are multiples of this."""
@@ -25,6 +22,48 @@ _D_INNER = {384: 128, 512: 256, 768: 384, 1024: 512, 1536: 768}
 def default_d_inner(d_in: int) -> int:
     """Give the inner width for an encoder's width: the published pairs, else the multiple of 8 nearest to half."""
     return _D_INNER.get(d_in) or max(WIDTH_STEP, WIDTH_STEP * int(d_in / (2 * WIDTH_STEP) + 0.5))
+
+
+def check_kinds(values: Mapping[str, Any], annotated: Any, *, of: str = "") -> None:
+    """Refuse values of another kind than the annotations say, as JSON and YAML may hold: 2.5 or "2" for a whole number.
+
+    Parameters
+    ----------
+    values
+        By name; a name that is not annotated is left to others.
+    annotated
+        A class or a function, whose annotations are Literal, bool, int, float, str, None or a union of these; other
+        annotations are not checked.
+    of
+        What the values belong to, for the message: "anchor ".
+
+    Raises
+    ------
+    ValueError
+        Naming the value, and what it may be.
+    """
+    hints = get_type_hints(annotated)
+    for name, value in values.items():
+        hint = hints.get(name)
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if hint is None or any(_is_kind(value, kind) for kind in kinds):
+            continue
+        choices = [choice for kind in kinds for choice in (get_args(kind) if get_origin(kind) is Literal else ())]
+        if choices:
+            raise ValueError(f"{of}{name} is {value!r}; choose from {', '.join(map(str, choices))}")
+        words = " or ".join(_KINDS[kind] for kind in kinds)
+        raise ValueError(f"{of}{name} is {value!r}; give {words}")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "nothing"}
+
+
+def _is_kind(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return kind not in _KINDS or isinstance(value, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +104,7 @@ class FitConfig:
     Raises
     ------
     ValueError
-        If a value is out of its range.
+        If a value is of another kind, or out of its range.
     """
 
     epochs: int = 50
@@ -84,9 +123,7 @@ class FitConfig:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        for name, choice in _CHOICES:
-            if getattr(self, name) not in get_args(choice):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(get_args(choice))}")
+        check_kinds(vars(self), type(self))
         ranges = {
             "epochs": self.epochs >= 1,
             "learning_rate": 0 < self.learning_rate < math.inf,

@@ -20,7 +20,7 @@ from asmil.baselines.pamil import PAMIL
 from asmil.baselines.pooling import MaxPooling, MeanPooling
 from asmil.baselines.transmil import TransMIL
 from asmil.model import ASMIL
-from asmil.options import BestBy, Schedule
+from asmil.options import BestBy, Schedule, check_kinds
 from asmil.protocol import AttentionMIL
 
 Optimizer = Literal["adamw", "adam", "lookahead_radam"]
@@ -217,7 +217,7 @@ def build(name: str, d_in: int, classes: int, **options: Any) -> NamedModel:
     Raises
     ------
     ValueError
-        If the name or an option is unknown, or a value is out of its range.
+        If the name or an option is unknown, or a value is of another kind or out of its range.
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown; choose from {', '.join(MODELS)}")
@@ -225,6 +225,10 @@ def build(name: str, d_in: int, classes: int, **options: Any) -> NamedModel:
     for key, value in entry.fixed.items():
         if options.get(key, value) != value:
             raise ValueError(f"{key} is {options[key]!r}, but a model named {name!r} has {value!r}")
+    classes_of = entry.build.__mro__ if isinstance(entry.build, type) else ()
+    # a class may hand its options on to the one it extends, which names them
+    for annotated in [vars(base)["__init__"] for base in classes_of if "__init__" in vars(base)] or [entry.build]:
+        check_kinds(options, annotated)
     try:
         return entry.build(d_in, classes, **{**options, **entry.fixed})
     except TypeError as error:

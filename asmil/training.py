@@ -230,7 +230,16 @@ class Trainer:
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` gave, in a trainer with the same model, bags, options and seed."""
+        """Continue from what `state_dict` gave, in a trainer with the same model, bags, options and seed.
+
+        Raises
+        ------
+        ValueError
+            If only one of the two has an anchor.
+        """
+        if (self.anchor is None) != (state["anchor"] is None):
+            held, own = ("an", "none") if self.anchor is None else ("no", "one")
+            raise ValueError(f"the state has {held} anchor and this trainer has {own}; use the saved one's options")
         state = copy.deepcopy(dict(state))
         self.epoch, self.history, self._best = state["epoch"], state["history"], _Best(**state["best"])
         self.model.load_state_dict(state["model"])
@@ -352,25 +361,19 @@ class Trainer:
 
 
 def evaluate(model: AttentionMIL, bags: BagSource, *, task: Task) -> dict[str, float]:
-    """Judge a model on bags, in eval mode, in which it is left; what `task.judge` gives.
-
-    Raises
-    ------
-    TrainingError
-        If the loss is not finite.
-    """
-    outputs, labels = bag_outputs(model, bags, task=task)
-    judged = task.judge(outputs, labels)
-    loss = judged[task.loss_name]
-    if not math.isfinite(loss):
-        what = task.loss_name.replace("_", " ")
-        raise TrainingError(f"the {what} over {len(labels)} bags is {loss}; lower the learning rate")
-    return judged
+    """Judge a model on bags, in eval mode, in which it is left; what `task.judge` gives. Raises as `bag_outputs`."""
+    return task.judge(*bag_outputs(model, bags, task=task))
 
 
 @torch.no_grad()
 def bag_outputs(model: AttentionMIL, bags: BagSource, *, task: Task) -> tuple[NDArray[np.float64], list[Label]]:
-    """Give a model's outputs [n, C] on bags, and their labels; in eval mode, in which it is left."""
+    """Give a model's outputs [n, C] on bags, and their labels; in eval mode, in which it is left.
+
+    Raises
+    ------
+    TrainingError
+        If an output is not finite; names the bag.
+    """
     model.eval()
     device = next(model.parameters()).device
     labels: list[Label] = []
@@ -379,6 +382,11 @@ def bag_outputs(model: AttentionMIL, bags: BagSource, *, task: Task) -> tuple[ND
         features, label = _checked(bag, model, task=task, device=device)
         rows.append(model(features)[0].double().cpu().numpy())
         labels.append(label)
+        if not np.isfinite(rows[-1]).all():
+            raise TrainingError(
+                f"{bag.name}: the model's outputs are not finite for features up to {float(features.abs().max()):.3g};"
+                " lower the learning rate, or embed it again if other bags have smaller ones"
+            )
     return np.stack(rows), labels
 
 

@@ -47,8 +47,8 @@ class GroupBy(StrEnum):
 
 
 def add_model_commands(app: typer.Typer) -> None:
-    """Add `split`, `train`, `models` and `compare` to the command line."""
-    for command in (split, train, models, compare):
+    """Add `split`, `train`, `models`, `compare` and `agreement` to the command line."""
+    for command in (split, train, models, compare, agreement):
         app.command()(command)
 
 
@@ -176,6 +176,36 @@ def compare(
 
     torch.set_num_threads(1)
     stage.run(splits=splits, bags=bags, models=models, predictions=predictions, device="cpu")
+
+
+def agreement(
+    *,
+    splits: Annotated[Path, Option(help="Splits file.")],
+    bags: Annotated[Path, Option(help="Folder of the bags.")],
+    models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
+    table: Annotated[Path, Option(help="Table to write.")],
+    maps: Annotated[Path, Option(help="JSON of pictures to write.")],
+    slides: Annotated[int, Option(min=0, help="Labelled slides that are drawn by all models; 0: none.")],
+    task: TaskName = TaskKind.classification,
+    colormap: Annotated[str, Option(help="A matplotlib colour map.")] = "viridis",
+) -> None:
+    """Compare the maps that the models of all folds draw of the same slides."""
+    import torch
+
+    from pipeline import agreement as stage
+
+    torch.set_num_threads(1)
+    stage.run(
+        splits=splits,
+        bags=bags,
+        models=models,
+        table=table,
+        maps=maps,
+        slides=slides,
+        task=task.value,
+        colormap=colormap,
+        device="cpu",
+    )
 
 
 def _json_options(text: str, flag: str) -> dict[str, Any]:

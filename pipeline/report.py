@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def run(
     ArtefactError
         If an artefact is damaged, or contradicts the splits.
     """
-    from pipeline import certainty, compare, evaluation, model_card, report_page, store
+    from pipeline import certainty, compare, evaluation, model_card, pseudonyms, report_page, store
 
     slides = evaluation.gather(cohort, results)
     assignments = store.read_rows(splits, delimiter=",")
@@ -81,7 +81,9 @@ def run(
         metrics |= compare.figures(slides, metrics, models=models, folder=results / "compare", interval=interval)
     trained = results / "model"
     _add_temperatures(metrics["folds"], trained)
+    show: Callable[[str], str] = str
     if private is not None:
+        show = pseudonyms.load(private).slide
         slides = _renamed(slides, cohort, reports, private=private)
     store.write_text(reports / "predictions.csv", predictions_table(slides, metrics["classes"]))
     store.write_text(reports / QUARANTINE, quarantine_table(slides))
@@ -104,6 +106,7 @@ def run(
         models=trained,
         views=results / "views",
         compared=folders if len(models) > 1 else None,
+        show=show,
     )
     store.write_text(reports / "index.html", page)
     logger.info("%s: %d slides, %d left out", reports / "index.html", len(slides), metrics["n_left_out"])

@@ -1,6 +1,6 @@
 """The HTML report: one file that needs nothing but, where they are many, the pictures beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def render(
     models: Path,
     views: Path,
     compared: Mapping[str, Path] | None = None,
+    show: Callable[[str], str] = str,
 ) -> str:
     """Make the report.
 
@@ -74,6 +75,8 @@ def render(
         The same folder of every model that is compared, by name.
     views
         Folder with the viewer's `{slide}.json`.
+    show
+        Gives the name that the page shows for a slide that is named beside the results.
 
     Returns
     -------
@@ -124,6 +127,7 @@ def render(
         spoilt=spoilt(slides),
         label_counts=label_counts(slides, task=known["task"]),
         stability=stability,
+        agreement=stability_page.agreement(models, compared, show=show),
         level=f"{known['interval']['level']:.0%}",
     )
 

@@ -22,7 +22,7 @@ def flags(
     Parameters
     ----------
     stage
-        `check`, `tile`, `embed`, `split`, `train`, `predict`, `heatmap` or `report`.
+        `check`, `tile`, `embed`, `split`, `train`, `agreement`, `predict`, `heatmap` or `report`.
     override
         What the user said of the slide, for the stages that open it.
     drawn
@@ -81,6 +81,12 @@ def flags(
                 "preparation": _json({"tile": _tile(settings), "embed": _embed(settings)}),
                 "stability_slides": settings["stability"]["slides"],
                 "seed": settings["seed"],
+            }
+        case "agreement":
+            values = {
+                "slides": settings["stability"]["slides"],
+                **_task(settings),
+                "colormap": settings["heatmap"]["colormap"],
             }
         case "predict":
             values = dict(settings["decision"])

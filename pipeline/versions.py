@@ -19,9 +19,10 @@ STAGE_VERSIONS: dict[str, int] = {
     "split": 1,
     "train": 5,
     "compare": 1,
+    "agreement": 1,
     "predict": 5,
     "heatmap": 4,
-    "report": 8,
+    "report": 9,
 }
 
 

@@ -55,7 +55,7 @@ def write(
         "height": height,
         "um_per_px": view.um_per_px,
         "opacity": style.opacity,
-        "layers": [_layer(attention, view, layer) for layer in (main, *further(attention))],
+        "layers": [layer_picture(attention, view, layer) for layer in (main, *further(attention))],
         "marks": [
             {"name": one.name, "box": boxes[one.row].tolist(), "times": float(attention.score[one.row] * len(boxes))}
             for one in shown
@@ -84,7 +84,7 @@ def _bounded(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     return drawing.resize(pixels, (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))))
 
 
-def _layer(attention: Attention, view: View, layer: Layer) -> dict[str, Any]:
+def layer_picture(attention: Attention, view: View, layer: Layer) -> dict[str, Any]:
     """Draw a map as a picture that is clear where no tile lies, and its colour bar as colours."""
     shape, edge = view.thumbnail.shape[:2], attention.attributes["patch_level0_px"]
     boxes = drawing.tile_boxes(attention.coords, edge_px=edge, origin=view.bounds[:2], scale=view.scale)

@@ -305,6 +305,10 @@ def test_target_that_stays_nearly_uniform_is_warned_of_once(caplog: pytest.LogCa
         {"start_epoch": 0},
         {"quantile": 2.0},
         {"center": "mode"},
+        {"beta": "0.1"},
+        {"update_every": 1.5},
+        {"ramp": 1},
+        {"half_life_epochs": [2]},
     ],
 )
 def test_option_out_of_its_range_is_refused_by_name(options: dict[str, Any]) -> None:

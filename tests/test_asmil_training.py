@@ -272,6 +272,24 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_weights() -> None:
     assert same(model.state_dict(), small().state_dict())
 
 
+def test_a_validation_bag_that_overflows_the_model_is_named() -> None:
+    huge = Bag(torch.full((5, WIDTH), 3e38), 0, "slide-8")
+    with pytest.raises(TrainingError, match=r"^slide-8: the model's outputs are not finite for features up to 3e\+38"):
+        fit(small(), TRAINING, [*VALIDATION, huge], config=QUICK, seed=0)
+
+
+def test_a_state_with_an_anchor_does_not_continue_without_one_nor_the_other_way_round() -> None:
+    def trainer(*, anchored: bool) -> Trainer:
+        model = small()
+        anchor = AnchorRegularizer(model) if anchored else None
+        return Trainer(model, TRAINING, VALIDATION, anchor=anchor, config=QUICK, seed=0)
+
+    with pytest.raises(ValueError, match="the state has an anchor and this trainer has none"):
+        trainer(anchored=False).load_state_dict(trainer(anchored=True).state_dict())
+    with pytest.raises(ValueError, match="the state has no anchor and this trainer has one"):
+        trainer(anchored=True).load_state_dict(trainer(anchored=False).state_dict())
+
+
 def test_source_without_bags_and_anchor_of_another_model_are_refused() -> None:
     with pytest.raises(ValueError, match="no validation bags"):
         fit(small(), TRAINING, [], seed=0)
@@ -434,11 +452,21 @@ def test_what_a_callback_draws_and_evaluates_does_not_change_the_run() -> None:
         {"accumulate": 0},
         {"best_by": "auroc"},
         {"best_from": 1.0},
+        {"epochs": 2.5},
+        {"epochs": True},
+        {"patience": "3"},
+        {"balanced": "no"},
+        {"class_weights": ["none"]},
     ],
 )
 def test_training_option_out_of_its_range_is_refused_by_name(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         FitConfig(**options)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_options_as_others() -> None:
+    config = FitConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), weight_decay=0)  # type: ignore[arg-type]
+    assert (config.epochs, config.learning_rate, config.weight_decay) == (3, 0.5, 0)
 
 
 def test_public_names_are_loaded_from_the_package() -> None:

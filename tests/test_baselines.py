@@ -244,6 +244,24 @@ def test_objective_without_a_pass_before_it_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("asmil", {"tokens": 2.5}, "tokens is 2.5; give a whole number"),
+        ("asmil", {"token_drop": [1]}, r"token_drop is \[1\]; give a number or a text"),
+        ("abmil", {"gated": "yes"}, "but a model named 'abmil' has False"),
+        ("clam_sb", {"dropout": "0.1"}, "dropout is '0.1'; give a number"),  # named by the class it extends
+        ("clam_mb", {"instance_loss": "hinge"}, "choose from cross_entropy, svm"),
+        ("aem", {"d_attention": 2.5}, "d_attention is 2.5; give a whole number"),  # named by its host
+        ("dtfd", {"pseudo_bags": None}, "pseudo_bags is None; give a whole number"),
+        ("pamil", {"d_inner": "64"}, "d_inner is '64'; give a whole number or nothing"),
+    ],
+)
+def test_options_of_another_kind_are_refused_in_words(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(name, **options)
+
+
+@pytest.mark.parametrize(
     ("name", "options"),
     [
         ("abmil", {"d_attention": 0}),

@@ -103,11 +103,12 @@ def test_every_control_is_tried_on_every_model_that_attends() -> None:
 
 
 def test_planted_truth_is_where_the_signal_is() -> None:
-    bags, truths = planted.planted(6, seed=0, most=600, least=0.05)
+    setting = planted.Setting(train=6, test=0, epochs=1, most=600, least=0.05, shift=2.5)
+    bags, truths = planted.planted(setting.train, setting, seed=0)
     assert [bool(truth.any()) for truth in truths] == [False, True] * 3
     positive = [(bag.features[:, 0], truth) for bag, truth in zip(bags, truths, strict=True) if bag.label]
     shifts = [values[truth].mean() - values[~truth].mean() for values, truth in positive]
-    assert np.allclose(shifts, planted.SHIFT, atol=0.8)
+    assert np.allclose(shifts, setting.shift, atol=0.8)
 
 
 def test_planted_goes_on_where_it_was_cut(

@@ -97,8 +97,8 @@ def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ]
     write_splits(folder / "splits.csv", rows)
     paths = ("--splits", f"{folder}/splits.csv", "--bags", f"{folder}/bags", "--folder", f"{folder}/model")
-    options = ("--model", "asmil", "--options", "{}", "--anchor", "{}", "--seed", "0")
-    return command("train", "--fold", "0", *paths, *options, *(arguments or ("--training", '{"epochs": 1}')))
+    options = ("--model", "asmil", "--options", "{}", "--anchor", "{}", "--training", '{"epochs": 1}', "--seed", "0")
+    return command("train", "--fold", "0", *paths, *options, *arguments)  # of a flag given twice the last counts
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,18 @@ def test_a_bag_that_cannot_be_trained_on_is_named_in_one_sentence(
     assert not (tmp_path / "model" / "weights.safetensors").exists()
 
 
-def test_a_wrong_training_option_is_one_sentence(tmp_path: Path) -> None:
-    ran = train(tmp_path, "--training", '{"epochs": 0}')
+@pytest.mark.parametrize(
+    ("flag", "given", "words"),
+    [
+        ("--training", '{"epochs": 0}', "Error: epochs is 0, which is out of its range; "),
+        ("--training", '{"epochs": "many"}', "Error: epochs is 'many'; give a whole number; "),
+        ("--anchor", '{"beta": "x"}', "Error: anchor beta is 'x'; give a number; "),
+    ],
+)
+def test_a_wrong_training_option_is_one_sentence(tmp_path: Path, flag: str, given: str, words: str) -> None:
+    ran = train(tmp_path, flag, given)
     assert ran.returncode == 1
-    assert ran.stderr.strip().splitlines()[-1].startswith("Error: ")
+    assert ran.stderr.strip().splitlines()[-1].startswith(words)
 
 
 def test_a_missing_artefact_is_one_sentence(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from asmil.bags import BagSource
 from asmil.baselines.abmil import ABMIL
 from asmil.losses import entropy
 from asmil.normalizers import log_softmax
-from asmil.options import cosine
+from asmil.options import check_kinds, cosine
 from asmil.protocol import AttentionMIL, TrainingHooks
 
 
@@ -57,6 +57,7 @@ class AEM(TrainingHooks, nn.Module):
         cls, d_in: int, classes: int, *, entropy_weight: float = 0.1, anneal: bool = True, **options: Any
     ) -> "AEM":
         """Build it on gated ABMIL without a bias in the projection, as the method's authors do; options of `ABMIL`."""
+        check_kinds(options, ABMIL.__init__)
         host = ABMIL(d_in, classes, **{"projection_bias": False, **options})
         return cls(host, entropy_weight=entropy_weight, anneal=anneal)
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_list_of_models_trains_only_the_further_ones_and_reports_all_side_by_side(finished: Study) -> None:
     finished.configure(model=["asmil", "gated_abmil", "mean_pooling"])
-    expected = {"train_compared": 4, "compare": 2, "report": 1}
+    expected = {"train_compared": 4, "compare": 2, "agreement_compared": 2, "report": 1}
     ran = finished.run()
     assert ran.code == 0, ran.output
     assert ran.jobs == expected
@@ -33,7 +33,7 @@ def test_a_list_of_models_trains_only_the_further_ones_and_reports_all_side_by_s
 
 def test_another_first_model_trains_and_predicts_again_but_embeds_nothing(finished: Study) -> None:
     finished.configure(model="clam_mb")
-    assert finished.plan() == {"train": 2, "models": 1, "predict": 7, "heatmap": 7, "report": 1}
+    assert finished.plan() == {"train": 2, "models": 1, "agreement": 1, "predict": 7, "heatmap": 7, "report": 1}
 
 
 @pytest.mark.parametrize("model", ["resnet", ["asmil", "resnet"], ["asmil", "asmil"], []])

@@ -33,6 +33,7 @@ def test_one_command_makes_every_picture_and_report(finished_run: tuple[Study, R
         "split": 1,
         "train": 2,
         "models": 1,
+        "agreement": 1,
         "report": 1,
         **dict.fromkeys(PER_SLIDE, SLIDES),
     }
@@ -128,7 +129,7 @@ def test_a_changed_label_trains_again_and_embeds_nothing(finished: Study) -> Non
 
 def test_a_colour_map_change_redraws_only(finished: Study) -> None:
     finished.configure(heatmap={"width_px": 800, "top_patches": 2, "colormap": "cividis"})
-    assert finished.plan() == {"heatmap": SLIDES, "report": 1}
+    assert finished.plan() == {"agreement": 1, "heatmap": SLIDES, "report": 1}
 
 
 def test_a_changed_tissue_setting_rebuilds_what_depends_on_it(finished: Study) -> None:
@@ -138,6 +139,7 @@ def test_a_changed_tissue_setting_rebuilds_what_depends_on_it(finished: Study) -
         "split": 1,
         "train": 2,
         "models": 1,
+        "agreement": 1,
         "report": 1,
         **dict.fromkeys(PER_SLIDE, SLIDES),
     }
@@ -145,7 +147,14 @@ def test_a_changed_tissue_setting_rebuilds_what_depends_on_it(finished: Study) -
 
 def test_a_changed_training_setting_embeds_nothing(finished: Study) -> None:
     finished.configure(training={"epochs": 4})
-    assert finished.plan() == {"train": 2, "models": 1, "predict": SLIDES, "heatmap": SLIDES, "report": 1}
+    assert finished.plan() == {
+        "train": 2,
+        "models": 1,
+        "agreement": 1,
+        "predict": SLIDES,
+        "heatmap": SLIDES,
+        "report": 1,
+    }
 
 
 def test_a_changed_bag_trains_again_also_where_the_run_was_cut_after_the_splits(finished: Study) -> None:
@@ -202,7 +211,7 @@ def test_no_command_line_grows_with_the_cohort(fresh: Study) -> None:
     """`bash -c` takes 128 KiB, which 3,000 slides would exceed."""
     planned = fresh.run("--dry-run", "--printshellcmds").output
     commands = [line for line in planned.splitlines() if "python -m pipeline" in line]
-    assert len(commands) == 4 * SLIDES + 7
+    assert len(commands) == 4 * SLIDES + 8
     assert all(sum(f"slide {index}" in command for index in range(6)) <= 1 for command in commands)
 
 

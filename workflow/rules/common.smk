@@ -133,6 +133,7 @@ BAG_INDEX = RESULTS / "model" / "bags.json"
 UNRECORDED = RESULTS / "unrecorded"
 FOLDS = list(range(number_of_folds()))
 COMPARED = settings.models(SETTINGS)[1:]
+MODEL_FOLDERS = [RESULTS / "model", *(RESULTS / "compare" / name for name in COMPARED)]
 
 # A job runs the packages of this checkout, with the interpreter that runs Snakemake unless a deployment method
 # (conda, a container) brings its own. Modules that Snakemake itself was started with stay in reach.
@@ -215,12 +216,12 @@ def unrecorded(wildcards):
 
 def of_the_cohort():
     """Give what is written once for all slides: asked for by name, for the same reason as the intermediates."""
-    models = [RESULTS / "model", *(RESULTS / "compare" / name for name in COMPARED)]
     trained = ("weights.safetensors", "anchor.safetensors", "model.json", "history.csv", "stability.csv")
     files = [RESULTS / name for name in ("check.tsv", "check.txt", "cohort.tsv")]
     files += [RESULTS / "model" / name for name in ("splits.csv", "models.json", "model_card.md", "metrics.json")]
     files += [RESULTS / "compare" / name / "predictions.csv" for name in COMPARED]
-    files += [folder / f"fold-{fold}" / name for folder in models for fold in FOLDS for name in trained]
+    files += [folder / name for folder in MODEL_FOLDERS for name in ("agreement.csv", "agreement.json")]
+    files += [folder / f"fold-{fold}" / name for folder in MODEL_FOLDERS for fold in FOLDS for name in trained]
     return [*files, BAG_INDEX, REPORTS / "quality.tsv"]
 
 
@@ -435,7 +436,10 @@ def minutes_of(stage):
 # The folder for temporary files, which each node of a cluster names its own.
 TMPDIR = quick(lambda wildcards: tempfile.gettempdir())
 
-STAGES = ("check", "tile", "embed", "split", "train", "train_compared", "compare", "predict", "heatmap", "report")
+STAGES = (
+    *("check", "tile", "embed", "split", "train", "train_compared", "compare", "agreement", "agreement_compared"),
+    *("predict", "heatmap", "report"),
+)
 WATCHES = []
 
 

@@ -94,6 +94,43 @@ rule compare:
         " --predictions {output.predictions:q} 2> {log:q}"
 
 
+rule agreement:
+    input:
+        splits=RESULTS / "model" / "splits.csv",
+        bag_index=BAG_INDEX,
+        models=model_files,
+    output:
+        table=RESULTS / "model" / "agreement.csv",
+        maps=RESULTS / "model" / "agreement.json",
+    log:
+        RESULTS / "logs" / "agreement.log",
+    conda:
+        "../../envs/asmil-wsi.yaml"
+    resources:
+        mem_mb=memory_of("agreement"),
+        runtime=minutes_of("agreement"),
+    params:
+        version=artefact_version("agreement"),
+        flags=flags("agreement"),
+        bags=RESULTS / "bags",
+        models=lambda wildcards, output: Path(output.table).parent,
+    shell:
+        "python -m pipeline agreement --splits {input.splits:q} --bags {params.bags:q} --models {params.models:q}"
+        " --table {output.table:q} --maps {output.maps:q} {params.flags} 2> {log:q}"
+
+
+use rule agreement as agreement_compared with:
+    input:
+        splits=RESULTS / "model" / "splits.csv",
+        bag_index=BAG_INDEX,
+        models=compared_files,
+    output:
+        table=RESULTS / "compare" / "{model}" / "agreement.csv",
+        maps=RESULTS / "compare" / "{model}" / "agreement.json",
+    log:
+        RESULTS / "logs" / "agreement" / "{model}.log",
+
+
 # One small file for all folds: every prediction depends on it, and thousands of slides times ten files make planning slow.
 rule models:
     input:

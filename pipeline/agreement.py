@@ -1,0 +1,153 @@
+"""How alike the maps are that the models of all folds draw of the same labelled slides."""
+
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asmil.inference import predict
+from asmil.stability import jensen_shannon, spearman, top_overlap
+from pipeline import drawing, store, tables
+from pipeline.maps import Attention, Layer
+from pipeline.model_folder import load_model
+from pipeline.sheet import View
+from pipeline.split import Assignment, read_splits
+from pipeline.stored_bags import Cache, StoredBags
+from pipeline.tasks import CLASSIFICATION
+from pipeline.train import choose_panel
+from pipeline.versions import made_by
+from pipeline.views import layer_picture
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("slide_id", "patches", "fold", "other_fold", "role", "other_role", "spearman", "jsd", "top1_jaccard")
+
+DRAWN_PX = 240
+"""Longest edge of the picture of a fold's map."""
+
+Scores = NDArray[np.float32]
+
+
+def run(
+    *,
+    splits: Path,
+    bags: Path,
+    models: Path,
+    table: Path,
+    maps: Path,
+    slides: int,
+    task: str,
+    colormap: str,
+    device: str,
+) -> None:
+    """Draw some labelled slides by the models of all folds, and compare their maps in pairs.
+
+    Of a labelled slide all maps but one come from models that learned from it or were chosen by it: they agree more
+    than they would on a new slide, and `role` says which is which.
+
+    Parameters
+    ----------
+    splits, bags
+        The splits file, and the folder of the bags.
+    models
+        The folder with a `fold-{k}` for each fold.
+    table
+        CSV to write, a row a slide and pair of folds, see `COLUMNS`: what each fold used the slide for, and between
+        the two maps the rank correlation, the Jensen-Shannon divergence / ln 2 and the Jaccard index of the top 1 %.
+        A cell is empty where a measure is not defined, as with models that weigh all patches alike.
+    maps
+        JSON to write: the maps of one of these slides, by fold, as pictures.
+    slides
+        How many slides, of every class in turn; 0 compares none. As where attention is followed from epoch to epoch,
+        no more than `train.PANEL_PATCHES` patches in all.
+    task
+        What the labels are.
+    colormap
+        A matplotlib colour map.
+    device
+        `cpu` or `cuda`.
+
+    Raises
+    ------
+    ArtefactError
+        If a model was trained on bags made otherwise.
+    """
+    rows = read_splits(splits)
+    folds = sorted({row.fold for row in rows})
+    panel = _panel(rows, bags=bags, slides=slides, task=task) if len(folds) > 1 else []
+    scores = _scores(panel, folds, bags=bags, models=models, device=device)
+    roles = {(row.slide_id, row.fold): row.role for row in rows}
+    lines: list[list[object]] = [list(COLUMNS)]
+    for slide in panel:
+        for (one, a), (other, b) in itertools.combinations(zip(folds, scores[slide], strict=True), 2):
+            pair = [slide, len(a), one, other, roles.get((slide, one), ""), roles.get((slide, other), "")]
+            lines.append([*pair, *_measures(a, b)])
+    store.write_text(table, tables.text(lines, delimiter=","))
+    found: dict[str, Any] = {"made_by": made_by("agreement", parameters={"slides": slides, "colormap": colormap})}
+    if panel:
+        shown = panel[0]
+        found |= {
+            "slide_id": shown,
+            "folds": folds,
+            "roles": [roles.get((shown, fold), "") for fold in folds],
+            "images": _pictures(bags / f"{shown}.zarr.zip", scores[shown], colormap=colormap),
+        }
+    store.write_text(maps, json.dumps(found))
+    log.info("%s: %d slides by %d folds", table, len(panel), len(folds))
+
+
+def _panel(rows: Sequence[Assignment], *, bags: Path, slides: int, task: str) -> list[str]:
+    """Choose the slides, the same whatever the folds are."""
+    if not slides:
+        return []
+    one_each = {row.slide_id: row for row in sorted(rows, key=lambda row: row.slide_id)}
+    classes = sorted({row.label for row in rows}) if task == CLASSIFICATION else []
+    known = StoredBags(list(one_each.values()), folder=bags, classes=classes, cache=Cache(0), task=task)
+    return [known.rows[index].slide_id for index in choose_panel(known, slides=slides)]
+
+
+def _scores(
+    panel: Sequence[str], folds: Sequence[int], *, bags: Path, models: Path, device: str
+) -> dict[str, list[Scores]]:
+    """Give the share of each patch in the attention, by slide a list over the folds of float32 [N]."""
+    found: dict[str, list[Scores]] = {slide: [] for slide in panel}
+    for fold in folds if panel else ():
+        folder = models / f"fold-{fold}"
+        model, description = load_model(folder)
+        for slide in panel:
+            bag = store.read(bags / f"{slide}.zarr.zip", ["features"])
+            description.check_bag(bag.attributes, folder=folder)
+            features = description.standardised(bag.arrays["features"])
+            found[slide].append(predict(model, features, device=device, name=slide).score)
+    return found
+
+
+def _measures(one: Scores, other: Scores) -> list[object]:
+    """Give rank correlation, divergence and overlap of two maps; where one is constant only the divergence."""
+    correlation = spearman(one, other)
+    if np.isnan(correlation):  # among equal patches the top ones are whichever come first
+        return ["", float(jensen_shannon(one, other)), ""]
+    return [correlation, float(jensen_shannon(one, other)), top_overlap(one, other)]
+
+
+def _pictures(bag: Path, scores: Sequence[Scores], *, colormap: str) -> list[str]:
+    """Draw the maps of one slide, without the slide: data URLs."""
+    stored = store.read(bag, ["coords"])
+    coords, edge_px = stored.arrays["coords"], float(stored.attributes["patch_level0_px"])
+    left, top = coords.min(axis=0).tolist()
+    width, height = (coords.max(axis=0) - coords.min(axis=0) + edge_px).tolist()
+    scale = DRAWN_PX / max(width, height)
+    shape = (max(1, round(height * scale)), max(1, round(width * scale)), 3)
+    view = View(np.zeros(shape, np.uint8), (left, top, width, height), 1.0)
+    images = []
+    for score in (each.astype(np.float64) for each in scores):
+        ranks = drawing.percentile_ranks(score)
+        drawn = Attention(score, ranks, coords, np.empty((0, 0), np.float32), {"patch_level0_px": edge_px})
+        layer = Layer("", ranks, colormap, "", "")
+        images.append(str(layer_picture(drawn, view, layer)["image"]))
+    return images
