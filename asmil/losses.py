@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from asmil.normalizers import log_softmax
+
 Reduction = Literal["sum", "mean_patches"]
 
 
@@ -28,10 +30,18 @@ def kl_divergence(log_target: Tensor, log_attention: Tensor) -> Tensor:
 def entropy(log_attention: Tensor) -> Tensor:
     """Give the entropy of attention, -sum over N of a log a, in nats; shape [...] of [..., N].
 
-    Padding has a log-weight of -inf and adds nothing. The negative of this is the penalty of AEM (arXiv 2406.15303).
+    Padding has a log-weight of -inf and adds nothing.
     """
     finite = log_attention.masked_fill(log_attention == -torch.inf, 0)
     return -(log_attention.exp() * finite).sum(-1)
+
+
+def entropy_penalty(attention_logits: Tensor) -> Tensor:
+    """Give sum_n a_n log a_n with a = softmax of logits [..., N], averaged over the rows; in [-log N, 0].
+
+    The penalty of AEM (arXiv 2406.15303).
+    """
+    return -entropy(log_softmax(attention_logits)).mean()
 
 
 def relative_entropy(log_attention: Tensor) -> Tensor:

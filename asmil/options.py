@@ -97,6 +97,9 @@ class FitConfig:
         Draw the bags of an epoch with replacement, so that every class is as likely; classes only.
     accumulate
         Bags whose gradients are averaged into one optimizer step, >= 1; exact, and no larger in memory than one bag.
+    entropy_weight
+        Of AEM's penalty on concentrated attention (`asmil.losses.entropy_penalty`), which is added to the loss of any
+        model that attends, at least 0; it falls to 0 along half a cosine. The model `aem` has one of its own.
     precision
         "bf16" computes the model's matrix products in bfloat16 (autocast) in training; the weights, the losses, the
         anchor and every evaluation stay in float32.
@@ -115,6 +118,7 @@ class FitConfig:
     class_weights: ClassWeights = "none"
     patience: int | None = None
     accumulate: int = 1
+    entropy_weight: float = 0.0
     precision: Precision = "fp32"
     least_learning_rate: float = 0.0
     stop_from: int = 0
@@ -131,6 +135,7 @@ class FitConfig:
             "gradient_clip": self.gradient_clip > 0,
             "patience": self.patience is None or self.patience >= 1,
             "accumulate": self.accumulate >= 1,
+            "entropy_weight": 0 <= self.entropy_weight < math.inf,
             "least_learning_rate": 0 <= self.least_learning_rate <= self.learning_rate,
             "stop_from": self.stop_from >= 0,
             "best_from": 0 <= self.best_from < 1,
@@ -146,6 +151,10 @@ class FitConfig:
         if self.schedule == "step":
             return self.learning_rate if progress < 0.5 else self.learning_rate / 5
         return self.least_learning_rate + (self.learning_rate - self.least_learning_rate) * cosine(progress)
+
+    def entropy_weight_at(self, progress: float) -> float:
+        """Give the weight of AEM's penalty in a step, as `rate_at` the rate."""
+        return self.entropy_weight * cosine(progress)
 
 
 def cosine(progress: float) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from asmil.anchor import AnchorRegularizer
 from asmil.bags import Bag, BagSource, Label, check_features, each
 from asmil.errors import TrainingError
+from asmil.losses import entropy_penalty
 from asmil.options import FitConfig as FitConfig
 from asmil.protocol import AttentionMIL, TrainingHooks
 from asmil.seeding import seeded
@@ -152,6 +153,7 @@ class Trainer:
         )
         self.task = task or Classification()
         self.task.begin(training, classes=model.classes, config=self.config)
+        self.attends = bool(model.anchor_parameters())
         self._steps = len(self.task.divide(np.arange(len(training))))
         self._numbers = ("loss", self.task.loss_name, "alignment", "gradient_norm")
         self.hooks = model if isinstance(model, TrainingHooks) else TrainingHooks()
@@ -254,15 +256,17 @@ class Trainer:
         self.hooks.begin_step(self._progress(number))
         self.optimizer.zero_grad(set_to_none=True)
         compared = self._compare(places, number) if self.task.compares_bags else None
+        penalty = self.config.entropy_weight_at(self._progress(number)) if self.attends else 0.0
         names, values = [], []
         for position, place in enumerate(places):
             bag = self.training[place]
             names.append(bag.name)
             if compared is None:
-                values.append(self._backward(bag, share=1 / len(places)))
+                values.append(self._backward(bag, share=1 / len(places), penalty=penalty))
                 continue
             with self._noise_of(place, number):
-                values.append(self._backward(bag, share=1 / len(places), compared=(compared[0], compared[1][position])))
+                own = compared[0], compared[1][position]
+                values.append(self._backward(bag, share=1 / len(places), penalty=penalty, compared=own))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         # read together: on a GPU that is one synchronisation a step
         table = torch.stack([torch.stack([*row, norm.detach().float()]) for row in values]).tolist()
@@ -289,8 +293,7 @@ class Trainer:
             labels.append(label)
         whole = torch.stack(outputs).requires_grad_()
         loss = self.task.step_loss(whole, labels)
-        (slope,) = torch.autograd.grad(loss, whole)
-        return loss.detach(), slope
+        return loss.detach(), torch.autograd.grad(loss, whole)[0]
 
     def _noise_of(self, place: int, number: int) -> AbstractContextManager[None]:
         """Seed dropout and token dropping for one bag of one step, so that its forward pass can be repeated."""
@@ -300,11 +303,15 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.model(features)
 
-    def _backward(self, bag: Bag, *, share: float, compared: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+    def _backward(
+        self, bag: Bag, *, share: float, penalty: float = 0.0, compared: tuple[Tensor, Tensor] | None = None
+    ) -> list[Tensor]:
         """Add a share of one bag's gradient; give its loss, task loss and alignment, detached.
 
         Parameters
         ----------
+        penalty
+            Weight of the penalty on concentrated attention.
         compared
             Where the step's bags are compared: their loss, and its slope [C] in this bag's outputs.
         """
@@ -316,6 +323,8 @@ class Trainer:
             task_loss = compared[0] + (compared[1] / share * (outputs.float() - outputs.float().detach())).sum()
         alignment, weight = self._alignment(attention_logits, features)
         objective, counts = self.hooks.objective(task_loss, label), self.task.weight(label)
+        if penalty:
+            objective = objective + penalty * entropy_penalty(attention_logits.float())
         objective = objective if counts == 1 else counts * objective
         # without a weight the term is left out, so that a run with beta = 0 is bitwise one without an anchor
         loss = objective + weight * alignment if weight else objective
@@ -383,10 +392,8 @@ def bag_outputs(model: AttentionMIL, bags: BagSource, *, task: Task) -> tuple[ND
         rows.append(model(features)[0].double().cpu().numpy())
         labels.append(label)
         if not np.isfinite(rows[-1]).all():
-            raise TrainingError(
-                f"{bag.name}: the model's outputs are not finite for features up to {float(features.abs().max()):.3g};"
-                " lower the learning rate, or embed it again if other bags have smaller ones"
-            )
+            largest = f"for features up to {float(features.abs().max()):.3g}"
+            raise TrainingError(f"{bag.name}: the model's outputs are not finite {largest}; lower the learning rate")
     return np.stack(rows), labels
 
 

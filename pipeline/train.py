@@ -215,7 +215,8 @@ def run(
     if not rows:
         raise ConfigError(f"{splits} has no fold {fold}; run the workflow again")
     if recipe == "source" and model in MODELS:
-        kept = {key: getattr(training, key) for key in ("gradient_clip", "class_weights", "precision")}
+        keys = ("gradient_clip", "class_weights", "entropy_weight", "precision")
+        kept = {key: getattr(training, key) for key in keys}
         training, model_options = source_config(model, **kept), {**model_options, **MODELS[model].source_options}
     options = {"seed": seed, "anchor": asdict(anchor), "recipe": recipe, **asdict(training)}
     if task == "survival":

@@ -14,10 +14,11 @@ from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
 from asmil.baselines.abmil import ABMIL
 from asmil.baselines.acmil import ACMIL, diversity_loss
-from asmil.baselines.aem import AEM, entropy_penalty
+from asmil.baselines.aem import AEM
 from asmil.baselines.dtfd import DTFD
 from asmil.baselines.mhim import MHIM
 from asmil.baselines.pamil import PAMIL, find_centres
+from asmil.losses import entropy_penalty
 from asmil.model import ASMIL
 from asmil.registry import MODELS
 from tests.test_baselines import make, patches

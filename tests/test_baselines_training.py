@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag
+from asmil.baselines.aem import AEM
 from asmil.errors import TrainingError
 from asmil.inference import predict
 from asmil.recipes import LookaheadRAdam, source_config, source_trainer
@@ -113,6 +114,32 @@ def test_exploding_weights_of_a_baseline_stop_the_run() -> None:
         model.classify.weight.fill_(torch.inf)
     with pytest.raises(TrainingError, match="lower the learning rate"):
         fit(model, planted(4, seed=0), planted(4, seed=0), config=FitConfig(epochs=1), seed=0)
+
+
+@pytest.mark.parametrize("name", ["gated_abmil", "clam_mb", "asmil"])
+def test_entropy_weight_trains_any_model_as_aem_around_it_does(name: str) -> None:
+    bags, validation = planted(6, seed=0), planted(4, seed=1)
+    host: Any = make(name, d_in=16, classes=2)
+    wrapped = AEM(copy.deepcopy(host), entropy_weight=0.3)
+    plain = copy.deepcopy(host)
+    for model, weight in ((wrapped, 0.0), (host, 0.3), (plain, 0.0)):
+        config = FitConfig(epochs=3, learning_rate=1e-3, entropy_weight=weight, accumulate=2)
+        trainer = Trainer(model, bags, validation, config=config, seed=0)
+        while not trainer.finished:
+            trainer.run_epoch()
+    for key, value in wrapped.host.state_dict().items():
+        torch.testing.assert_close(host.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(value, host.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+def test_entropy_weight_adds_nothing_to_a_model_without_attention() -> None:
+    bags, validation = planted(6, seed=0), planted(4, seed=1)
+    found = []
+    for weight in (0.0, 0.3):
+        model = make("mean_pooling", d_in=16, classes=2)
+        config = FitConfig(epochs=2, learning_rate=1e-3, entropy_weight=weight)
+        found.append(fit(model, bags, validation, config=config, seed=0).history)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["transmil", "dsmil", "clam_sb", "asmil", "mhim"])

@@ -6,7 +6,8 @@ attention, averaged over its rows. It lies in [-log N, 0], so that its size depe
 would be another lambda. The paper lets lambda fall along a cosine; taken here as the half cosine from lambda to 0 over
 all steps, its exact form being unknown to us.
 
-The host is gated ABMIL unless another is given. The penalty draws attention to uniform, a sharp anchor away from it.
+The host is gated ABMIL unless another is given; `FitConfig.entropy_weight` adds the same penalty to any model that is
+trained. The penalty draws attention to uniform, a sharp anchor away from it.
 """
 
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 
 from asmil.bags import BagSource
 from asmil.baselines.abmil import ABMIL
-from asmil.losses import entropy
-from asmil.normalizers import log_softmax
+from asmil.losses import entropy_penalty
 from asmil.options import check_kinds, cosine
 from asmil.protocol import AttentionMIL, TrainingHooks
 
@@ -119,8 +119,3 @@ class AEM(TrainingHooks, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_attention_logits": None}  # a copy of a model has no forward pass behind it
-
-
-def entropy_penalty(attention_logits: Tensor) -> Tensor:
-    """Give sum_n a_n log a_n with a = softmax of logits [..., N], averaged over the rows; in [-log N, 0]."""
-    return -entropy(log_softmax(attention_logits)).mean()
