@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class AnchorConfig:
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
-        check_kinds(vars(self), type(self), of="anchor ")
+        check_kinds(vars(self), get_type_hints(type(self)), of="anchor ")
         ranges = {
             "beta": 0 <= self.beta < math.inf,
             "temperature": MIN_TEMPERATURE <= self.temperature < math.inf,

@@ -80,10 +80,15 @@ def check_features(features: Tensor | NDArray[Any], *, name: str, d_in: int, dev
     Raises
     ------
     BagError
-        If they are not [N, d_in] with N >= 1, or not all finite.
+        If they are not numbers [N, d_in] with N >= 1, or not all finite.
     """
-    if isinstance(features, np.ndarray):
-        features = torch.from_numpy(np.require(features, requirements=["C", "W"]))  # torch warns of read-only memory
+    if isinstance(features, np.ndarray) and features.dtype.kind in "biuf" and features.dtype.itemsize <= 8:
+        native = features.dtype.newbyteorder("=")
+        # torch warns of read-only memory
+        features = torch.from_numpy(np.require(features, dtype=native, requirements=["C", "W"]))
+    if not isinstance(features, Tensor) or features.is_complex():
+        kind = getattr(features, "dtype", type(features).__name__)
+        raise BagError(f"{name}: features are {kind}, the model takes an array or a tensor of real numbers")
     if features.ndim != 2 or features.shape[1] != d_in:
         raise BagError(f"{name}: features have shape {list(features.shape)}, the model takes [patches, {d_in}]")
     if len(features) == 0:

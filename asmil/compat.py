@@ -91,12 +91,15 @@ def _wanted_keys(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
         "Slide_classifier.fc.bias": "classify.bias",
     }
     for part, name in _PARTS.items():
-        wanted |= {f"sub_attention.{k}.{part}": f"token_pools.{name}" for k in range(max(tokens, default=0) + 1)}
+        wanted |= {f"sub_attention.{k}.{part}": f"token_pools.{name}" for k in range(max(1, len(tokens)))}
         wanted[f"bag_attention.{part}"] = f"bag_pool.{name}"
     return wanted
 
 
 def _empty_model(state_dict: Mapping[str, Tensor], *, heads: int) -> ASMIL:
+    for key, axes in (("dimreduction.fc1.weight", 2), ("Slide_classifier.fc.bias", 1)):
+        if state_dict[key].ndim != axes:
+            raise ValueError(f"{key} has shape {list(state_dict[key].shape)}; it is not of the released ASMIL layout")
     width, d_in = state_dict["dimreduction.fc1.weight"].shape
     tokens = sum(key.startswith("sub_attention.") and key.endswith("q_proj.bias") for key in state_dict)
     classes = len(state_dict["Slide_classifier.fc.bias"])

@@ -1,7 +1,7 @@
 """Options of training and of models; nothing here needs torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -24,16 +24,34 @@ def default_d_inner(d_in: int) -> int:
     return _D_INNER.get(d_in) or max(WIDTH_STEP, WIDTH_STEP * int(d_in / (2 * WIDTH_STEP) + 0.5))
 
 
-def check_kinds(values: Mapping[str, Any], annotated: Any, *, of: str = "") -> None:
-    """Refuse values of another kind than the annotations say, as JSON and YAML may hold: 2.5 or "2" for a whole number.
+def kinds_of(build: Callable[..., Any]) -> dict[str, Any]:
+    """Give the annotations of what a class or a function takes by name, as far as they can be resolved.
+
+    A class may hand its options on to the one that it extends; the most derived annotation of a name counts.
+    """
+    bases = (
+        [vars(base)["__init__"] for base in reversed(build.__mro__) if "__init__" in vars(base)]
+        if isinstance(build, type)
+        else [build]
+    )
+    found: dict[str, Any] = {}
+    for each in bases:
+        try:
+            found |= get_type_hints(each)
+        except (NameError, TypeError):  # names for type checkers alone; objects that are called
+            continue
+    return found
+
+
+def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any], *, of: str = "") -> None:
+    """Refuse values of another kind than annotated, as JSON and YAML may hold: 2.5 or "2" for a whole number.
 
     Parameters
     ----------
     values
-        By name; a name that is not annotated is left to others.
-    annotated
-        A class or a function, whose annotations are Literal, bool, int, float, str, None or a union of these; other
-        annotations are not checked.
+        By name; a name without a kind is left to others.
+    kinds
+        Annotations by name: Literal, bool, int, float, str, None or a union of these; others are not checked.
     of
         What the values belong to, for the message: "anchor ".
 
@@ -42,16 +60,15 @@ def check_kinds(values: Mapping[str, Any], annotated: Any, *, of: str = "") -> N
     ValueError
         Naming the value, and what it may be.
     """
-    hints = get_type_hints(annotated)
     for name, value in values.items():
-        hint = hints.get(name)
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        if hint is None or any(_is_kind(value, kind) for kind in kinds):
+        hint = kinds.get(name)
+        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if hint is None or any(_is_kind(value, kind) for kind in allowed):
             continue
-        choices = [choice for kind in kinds for choice in (get_args(kind) if get_origin(kind) is Literal else ())]
+        choices = [choice for kind in allowed for choice in (get_args(kind) if get_origin(kind) is Literal else ())]
         if choices:
             raise ValueError(f"{of}{name} is {value!r}; choose from {', '.join(map(str, choices))}")
-        words = " or ".join(_KINDS[kind] for kind in kinds)
+        words = " or ".join(_KINDS[kind] for kind in allowed)
         raise ValueError(f"{of}{name} is {value!r}; give {words}")
 
 
@@ -99,7 +116,8 @@ class FitConfig:
         Bags whose gradients are averaged into one optimizer step, >= 1; exact, and no larger in memory than one bag.
     entropy_weight
         Of AEM's penalty on concentrated attention (`asmil.losses.entropy_penalty`), which is added to the loss of any
-        model that attends, at least 0; it falls to 0 along half a cosine. The model `aem` has one of its own.
+        model that attends, at least 0; it falls to 0 along half a cosine. A model with an `entropy_weight` of its own,
+        as `asmil.baselines.aem.AEM`, keeps that one.
     precision
         "bf16" computes the model's matrix products in bfloat16 (autocast) in training; the weights, the losses, the
         anchor and every evaluation stay in float32.
@@ -127,7 +145,7 @@ class FitConfig:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        check_kinds(vars(self), type(self))
+        check_kinds(vars(self), get_type_hints(type(self)))
         ranges = {
             "epochs": self.epochs >= 1,
             "learning_rate": 0 < self.learning_rate < math.inf,

@@ -18,6 +18,7 @@ from asmil.anchor import AnchorRegularizer
 from asmil.bags import BagSource
 from asmil.protocol import AttentionMIL
 from asmil.registry import MODELS, Recipe
+from asmil.tasks import Task
 from asmil.training import FitConfig, Trainer
 
 LOOKAHEAD_STEPS, LOOKAHEAD_SHARE = 6, 0.5
@@ -79,6 +80,7 @@ def source_trainer(
     *,
     seed: int,
     anchor: AnchorRegularizer | None = None,
+    task: Task | None = None,
     device: str | torch.device = "cpu",
     **changes: Any,
 ) -> Trainer:
@@ -92,6 +94,6 @@ def source_trainer(
         Options of `FitConfig` that are set otherwise, as `epochs`.
     """
     config = source_config(name, **changes)
-    trainer = Trainer(model, training, validation, anchor=anchor, config=config, seed=seed, device=device)
+    trainer = Trainer(model, training, validation, anchor=anchor, config=config, task=task, seed=seed, device=device)
     trainer.optimizer = build_optimizer(model, MODELS[name].recipe)
     return trainer

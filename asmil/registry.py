@@ -20,7 +20,7 @@ from asmil.baselines.pamil import PAMIL
 from asmil.baselines.pooling import MaxPooling, MeanPooling
 from asmil.baselines.transmil import TransMIL
 from asmil.model import ASMIL
-from asmil.options import BestBy, Schedule, check_kinds
+from asmil.options import BestBy, Schedule, check_kinds, kinds_of
 from asmil.protocol import AttentionMIL
 
 Optimizer = Literal["adamw", "adam", "lookahead_radam"]
@@ -225,10 +225,7 @@ def build(name: str, d_in: int, classes: int, **options: Any) -> NamedModel:
     for key, value in entry.fixed.items():
         if options.get(key, value) != value:
             raise ValueError(f"{key} is {options[key]!r}, but a model named {name!r} has {value!r}")
-    classes_of = entry.build.__mro__ if isinstance(entry.build, type) else ()
-    # a class may hand its options on to the one it extends, which names them
-    for annotated in [vars(base)["__init__"] for base in classes_of if "__init__" in vars(base)] or [entry.build]:
-        check_kinds(options, annotated)
+    check_kinds(options, kinds_of(entry.build))
     try:
         return entry.build(d_in, classes, **{**options, **entry.fixed})
     except TypeError as error:

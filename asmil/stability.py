@@ -56,9 +56,15 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def top_overlap(first: ArrayLike, second: ArrayLike) -> float:
-    """Give the Jaccard index of the top 1 % of patches (at least one) under two weights [N], from 0 to 1."""
+    """Give the Jaccard index of the top 1 % of patches (at least one) under two weights [N], from 0 to 1.
+
+    NaN where patches in and out of the top weigh the same: which of them are in it would be chance.
+    """
     a, b = np.asarray(first), np.asarray(second)
     count = max(1, math.ceil(TOP_SHARE * a.size))
+    for values in (np.sort(a)[::-1], np.sort(b)[::-1]) if count < a.size else ():
+        if values[count - 1] == values[count]:
+            return math.nan
     common = len(set(_top(a, count)) & set(_top(b, count)))
     return common / (2 * count - common)
 

@@ -170,7 +170,8 @@ class Regression(Task):
         """Give the squared error, in sd, and `asmil.outcome_metrics.regression_metrics`, in the label's unit."""
         observed = np.array(labels, dtype=np.float64)
         predicted = self.mean + self.sd * outputs[:, 0]
-        error = float((((predicted - observed) / self.sd) ** 2).mean())
+        with np.errstate(over="ignore"):  # what is too large to be squared is refused by who asked
+            error = float((((predicted - observed) / self.sd) ** 2).mean())
         if not math.isfinite(error):
             return {self.loss_name: error}
         return {self.loss_name: error, **regression_metrics(observed, predicted)}
@@ -214,7 +215,7 @@ class SurvivalTask(Task):
     def check(self, bag: Bag) -> FollowUp:
         """Give the follow-up."""
         label = bag.label
-        if not isinstance(label, FollowUp) or not (0 < label.time < math.inf) or label.event not in (True, False):
+        if not isinstance(label, FollowUp) or not _is_follow_up(label):
             raise BagError(f"{bag.name}: label {label} is not a follow-up of a time above 0")
         return label
 
@@ -249,8 +250,14 @@ class SurvivalTask(Task):
         return -float(np.median(outputs[:, 0])), 1.0
 
 
-def _as_index(label: Label) -> Label:
-    return int(label) if is_number(label) and float(label).is_integer() else label
+def _as_index(label: Label) -> int | None:
+    """Give a class index as an int, None for what is none: `check` refuses it when its bag is read, by its name."""
+    return int(label) if is_number(label) and float(label).is_integer() else None
+
+
+def _is_follow_up(label: FollowUp) -> bool:
+    numbers = is_number(label.time) and is_number(label.event)
+    return numbers and 0 < label.time < math.inf and label.event in (True, False)
 
 
 def _refuse_outputs(task: str, classes: int) -> None:

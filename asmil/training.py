@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asmil.anchor import AnchorRegularizer
-from asmil.bags import Bag, BagSource, Label, check_features, each
+from asmil.bags import Bag, BagSource, Label
 from asmil.errors import TrainingError
+from asmil.judging import bag_outputs, checked, evaluate
 from asmil.losses import entropy_penalty
 from asmil.options import FitConfig as FitConfig
 from asmil.protocol import AttentionMIL, TrainingHooks
@@ -153,7 +153,8 @@ class Trainer:
         )
         self.task = task or Classification()
         self.task.begin(training, classes=model.classes, config=self.config)
-        self.attends = bool(model.anchor_parameters())
+        # a model with a penalty of its own (AEM) is not given a second one
+        self.penalised = bool(model.anchor_parameters()) and not hasattr(model, "entropy_weight")
         self._steps = len(self.task.divide(np.arange(len(training))))
         self._numbers = ("loss", self.task.loss_name, "alignment", "gradient_norm")
         self.hooks = model if isinstance(model, TrainingHooks) else TrainingHooks()
@@ -256,7 +257,7 @@ class Trainer:
         self.hooks.begin_step(self._progress(number))
         self.optimizer.zero_grad(set_to_none=True)
         compared = self._compare(places, number) if self.task.compares_bags else None
-        penalty = self.config.entropy_weight_at(self._progress(number)) if self.attends else 0.0
+        penalty = self.config.entropy_weight_at(self._progress(number)) if self.penalised else 0.0
         names, values = [], []
         for position, place in enumerate(places):
             bag = self.training[place]
@@ -332,7 +333,7 @@ class Trainer:
         return [value.detach().float() for value in (loss, task_loss, alignment)]
 
     def _checked(self, bag: Bag) -> tuple[Tensor, Label]:
-        return _checked(bag, self.model, task=self.task, device=self.device)
+        return checked(bag, self.model, task=self.task, device=self.device)
 
     def _alignment(self, attention_logits: Tensor, features: Tensor) -> tuple[Tensor, float]:
         """Give the alignment loss and its weight; where the weight is 0, the loss is only reported."""
@@ -367,35 +368,3 @@ class Trainer:
         if isinstance(self.task, Classification):
             return 0.0, 1.0
         return self.task.scale(bag_outputs(self.model, self.training, task=self.task)[0])
-
-
-def evaluate(model: AttentionMIL, bags: BagSource, *, task: Task) -> dict[str, float]:
-    """Judge a model on bags, in eval mode, in which it is left; what `task.judge` gives. Raises as `bag_outputs`."""
-    return task.judge(*bag_outputs(model, bags, task=task))
-
-
-@torch.no_grad()
-def bag_outputs(model: AttentionMIL, bags: BagSource, *, task: Task) -> tuple[NDArray[np.float64], list[Label]]:
-    """Give a model's outputs [n, C] on bags, and their labels; in eval mode, in which it is left.
-
-    Raises
-    ------
-    TrainingError
-        If an output is not finite; names the bag.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    labels: list[Label] = []
-    rows: list[NDArray[np.float64]] = []
-    for bag in each(bags):
-        features, label = _checked(bag, model, task=task, device=device)
-        rows.append(model(features)[0].double().cpu().numpy())
-        labels.append(label)
-        if not np.isfinite(rows[-1]).all():
-            largest = f"for features up to {float(features.abs().max()):.3g}"
-            raise TrainingError(f"{bag.name}: the model's outputs are not finite {largest}; lower the learning rate")
-    return np.stack(rows), labels
-
-
-def _checked(bag: Bag, model: AttentionMIL, *, task: Task, device: torch.device) -> tuple[Tensor, Label]:
-    return check_features(bag.features, name=bag.name, d_in=model.d_in, device=device), task.check(bag)

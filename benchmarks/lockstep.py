@@ -76,7 +76,9 @@ class Lockstep:
         self.names = [name for name, _ in models[0].named_parameters()]
         self.shapes = [value.shape for _, value in models[0].named_parameters()]
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        self.weights = [nn.Parameter(nn.utils.parameters_to_vector(model.parameters()).detach()) for model in models]
+        # one block for all runs, so that a step gathers nothing; the optimizer sees its rows
+        self.stacked = torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
+        self.weights = [nn.Parameter(row) for row in self.stacked]
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -85,7 +87,7 @@ class Lockstep:
             raise ValueError("in lockstep an anchor starts as the model and follows it from the first step on")
         self.anchor = anchor if anchor and anchor.mode != "none" and self.model.anchor_parameters() else None
         # the whole model is kept as anchor, of which only what is upstream of the attention is used
-        self.anchors = torch.stack([weight.detach().clone() for weight in self.weights])
+        self.anchors = self.stacked.clone()
         self.epoch = 0
         self.target_entropy = math.nan
 
@@ -110,9 +112,9 @@ class Lockstep:
             logits, attention = functional_call(self.model, self._named(weights), (features,))
             return logits.softmax(-1), attention.softmax(-1).flatten(0, -2)
 
-        stacked = torch.stack([self.weights[run].detach() for run in runs])
+        places = torch.from_numpy(runs)
         # what is random here (the division of DTFD) is drawn from a fixed seed, the same for all
-        probabilities, attention = vmap(one, randomness="same")(stacked, self.bags[bag][torch.from_numpy(runs)])
+        probabilities, attention = vmap(one, randomness="same")(self.stacked[places], self.bags[bag][places])
         return probabilities.numpy(), attention.numpy()
 
     @torch.no_grad()
@@ -131,8 +133,8 @@ class Lockstep:
             group["lr"] = self.config.rate_at(progress)
         self.hooks.begin_step(progress)
         self.optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone, its moments too
-        # one leaf for all runs of the step: their gradients come as its rows, without a copy for each
-        mine = torch.stack([self.weights[run].detach() for run in runs]).requires_grad_()
+        # all runs are computed, also the few that leave this step out: to gather the others costs more
+        everything = self.stacked.detach().requires_grad_()
 
         def one(weights: Tensor, anchor: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
             own = {f"model.{name}": value for name, value in self._named(weights).items()}
@@ -143,18 +145,16 @@ class Lockstep:
             aligned = alignment_loss(target, log_softmax(attention), reduction=self.anchor.reduction)
             return loss + self.anchor.beta * aligned, relative_entropy(target).mean()
 
-        places = torch.from_numpy(runs)
-        every = vmap(one, randomness="different")
-        losses, entropies = every(mine, self.anchors[places], self.bags[bag][places])
-        (gradients,) = torch.autograd.grad(losses.sum(), mine)
+        losses, entropies = vmap(one, randomness="different")(everything, self.anchors, self.bags[bag])
+        (gradients,) = torch.autograd.grad(losses.sum(), everything)
         norms = gradients.norm(dim=1, keepdim=True)  # each run by its own
         if bool((norms > self.config.gradient_clip).any()):
             gradients *= (self.config.gradient_clip / (norms + 1e-6)).clamp(max=1)
-        for run, gradient in zip(runs, gradients, strict=True):
-            self.weights[run].grad = gradient
+        for run in runs:
+            self.weights[run].grad = gradients[run]
         self.optimizer.step()
         self._follow(runs)
-        return entropies.detach().mean()
+        return entropies.detach()[torch.from_numpy(runs)].mean()
 
     def _log_target(self, weights: Tensor, features: Tensor, online: Tensor) -> Tensor:
         assert self.anchor is not None

@@ -1,7 +1,7 @@
 """What anchor, normalised sigmoid and token dropping buy where the truth is known: planted patches in synthetic bags.
 
-    python benchmarks/planted.py [--quick] [--models asmil abmil ...] [--all-anchors] [--only TEXT ...] [--seeds 3]
-        [--shift 3.0] [--results FILE.jsonl]
+    python benchmarks/planted.py [--quick] [--models asmil abmil ...] [--all-anchors] [--betas 0.1 1] [--only TEXT ...]
+        [--seeds 3] [--shift 3.0] [--results FILE.jsonl]
 
 Few bags, of 500 to 2,000 patches (--most 20000 for more). Background patches are Gaussian around a level that differs
 from slide to slide. 2 to 10 % (--least 0.005 for fewer) of a positive bag's patches are shifted along one direction, by
@@ -94,10 +94,10 @@ def planted(count: int, setting: Setting, *, seed: int) -> tuple[list[Bag], list
 BETAS = (0.1, 1.0)
 
 
-def controls(model: str) -> list[Variant]:
+def controls(model: str, betas: Sequence[float] = BETAS) -> list[Variant]:
     """Give a model with every kind of anchor at every weight."""
     found = []
-    for beta in BETAS:
+    for beta in betas:
         found += [
             Variant(model, f"uniform, beta {beta}", AnchorConfig(mode="uniform", beta=beta)),
             Variant(model, f"frozen, beta {beta}", AnchorConfig(mode="frozen", beta=beta)),
@@ -107,13 +107,13 @@ def controls(model: str) -> list[Variant]:
     return found
 
 
-def variants(models: Sequence[str], *, all_anchors: bool = False) -> list[Variant]:
+def variants(models: Sequence[str], *, all_anchors: bool = False, betas: Sequence[float] = BETAS) -> list[Variant]:
     """Give what is compared: every control on the method's own model; on others all of them, or the default anchor."""
     found = []
     if "asmil" in models:
         found.append(Variant("asmil", "no anchor"))
         found.append(Variant("asmil", "no anchor, no token dropping", options=(("token_drop", 0.0),)))
-        found += controls("asmil")
+        found += controls("asmil", betas)
         found += [
             Variant("asmil", "ema nsf, beta 0.1, half-life 2 epochs", AnchorConfig(half_life_epochs=2)),
             Variant("asmil", "ema nsf centred, beta 0.1", AnchorConfig(center="quantile")),
@@ -124,7 +124,7 @@ def variants(models: Sequence[str], *, all_anchors: bool = False) -> list[Varian
             continue
         found.append(Variant(model, "no anchor"))
         if MODELS[model].attends:
-            found += controls(model) if all_anchors else [Variant(model, "ema nsf, beta 0.1", AnchorConfig())]
+            found += controls(model, betas) if all_anchors else [Variant(model, "ema nsf, beta 0.1", AnchorConfig())]
     return found
 
 
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two variants, tiny bags: does it run")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--all-anchors", action="store_true", help="every control also on the models beside ASMIL")
+    parser.add_argument("--betas", nargs="+", type=float, default=list(BETAS), help="weights of the controls' anchors")
     parser.add_argument("--only", nargs="+", default=[""], help="variants whose name holds one of these texts")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=40, help="training bags")
@@ -184,12 +185,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file of JSON lines; what it holds is not run again")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    known = variants(args.models, all_anchors=args.all_anchors)
+    known = variants(args.models, all_anchors=args.all_anchors, betas=args.betas)
     chosen = [each for each in known if any(text in each.name for text in args.only)]
     setting = Setting(**{field.name: getattr(args, field.name) for field in fields(Setting)})
     if args.quick:
         args.seeds = 1
-        chosen = [each for each in chosen if each.model == "asmil" and each.name in ("no anchor", "ema nsf, beta 0.1")]
+        few = ["asmil"] if args.models == list(MODELS) else args.models
+        chosen = [each for each in chosen if each.model in few and each.name in ("no anchor", "ema nsf, beta 0.1")]
         setting = replace(setting, train=8, test=8, epochs=4, most=1_000)
     print("| model | variant | bag AUROC (sd) | patch AUROC (sd) | JSD lag 1 (sd) | entropy / log N (sd) |")
     print("|---|---|---|---|---|---|")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asmil.inference import predict
-from asmil.stability import jensen_shannon, spearman, top_overlap
+from asmil.stability import entropy_share, jensen_shannon, spearman, top_overlap
 from pipeline import drawing, store, tables
 from pipeline.maps import Attention, Layer
 from pipeline.model_folder import load_model
@@ -25,7 +26,10 @@ from pipeline.views import layer_picture
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("slide_id", "patches", "fold", "other_fold", "role", "other_role", "spearman", "jsd", "top1_jaccard")
+COLUMNS = (
+    *("slide_id", "patches", "fold", "other_fold", "role", "other_role"),
+    *("spearman", "jsd", "top1_jaccard", "entropy", "other_entropy"),
+)
 
 DRAWN_PX = 240
 """Longest edge of the picture of a fold's map."""
@@ -57,9 +61,10 @@ def run(
     models
         The folder with a `fold-{k}` for each fold.
     table
-        CSV to write, a row a slide and pair of folds, see `COLUMNS`: what each fold used the slide for, and between
-        the two maps the rank correlation, the Jensen-Shannon divergence / ln 2 and the Jaccard index of the top 1 %.
-        A cell is empty where a measure is not defined, as with models that weigh all patches alike.
+        CSV to write, a row a slide and pair of folds, see `COLUMNS`: what each fold used the slide for; between the
+        two maps the rank correlation, the Jensen-Shannon divergence / ln 2 and the Jaccard index of the top 1 %; and
+        the entropy / log N of each, as uniform maps do not differ either. A cell is empty where a measure is not
+        defined, as with models that weigh all patches alike.
     maps
         JSON to write: the maps of one of these slides, by fold, as pictures.
     slides
@@ -80,23 +85,25 @@ def run(
     rows = read_splits(splits)
     folds = sorted({row.fold for row in rows})
     panel = _panel(rows, bags=bags, slides=slides, task=task) if len(folds) > 1 else []
-    scores = _scores(panel, folds, bags=bags, models=models, device=device)
+    loaded = {fold: load_model(models / f"fold-{fold}") for fold in folds} if panel else {}
     roles = {(row.slide_id, row.fold): row.role for row in rows}
     lines: list[list[object]] = [list(COLUMNS)]
-    for slide in panel:
-        for (one, a), (other, b) in itertools.combinations(zip(folds, scores[slide], strict=True), 2):
-            pair = [slide, len(a), one, other, roles.get((slide, one), ""), roles.get((slide, other), "")]
-            lines.append([*pair, *_measures(a, b)])
-    store.write_text(table, tables.text(lines, delimiter=","))
     found: dict[str, Any] = {"made_by": made_by("agreement", parameters={"slides": slides, "colormap": colormap})}
-    if panel:
-        shown = panel[0]
-        found |= {
-            "slide_id": shown,
-            "folds": folds,
-            "roles": [roles.get((shown, fold), "") for fold in folds],
-            "images": _pictures(bags / f"{shown}.zarr.zip", scores[shown], colormap=colormap),
-        }
+    for slide in panel:
+        bag = store.read(bags / f"{slide}.zarr.zip", ["features", "coords"])
+        scores = {}
+        for fold, (model, description) in loaded.items():  # the bag is read once, and standardised by each
+            description.check_bag(bag.attributes, folder=models / f"fold-{fold}")
+            features = description.standardised(bag.arrays["features"])
+            scores[fold] = predict(model, features, device=device, name=slide).score
+        own = {fold: roles.get((slide, fold), "") for fold in folds}
+        for one, other in itertools.combinations(folds, 2):
+            pair = [slide, len(scores[one]), one, other, own[one], own[other]]
+            lines.append([*pair, *_measures(scores[one], scores[other])])
+        if slide == panel[0]:
+            images = _pictures(bag, list(scores.values()), colormap=colormap)
+            found |= {"slide_id": slide, "folds": folds, "roles": list(own.values()), "images": images}
+    store.write_text(table, tables.text(lines, delimiter=","))
     store.write_text(maps, json.dumps(found))
     log.info("%s: %d slides by %d folds", table, len(panel), len(folds))
 
@@ -111,34 +118,16 @@ def _panel(rows: Sequence[Assignment], *, bags: Path, slides: int, task: str) ->
     return [known.rows[index].slide_id for index in choose_panel(known, slides=slides)]
 
 
-def _scores(
-    panel: Sequence[str], folds: Sequence[int], *, bags: Path, models: Path, device: str
-) -> dict[str, list[Scores]]:
-    """Give the share of each patch in the attention, by slide a list over the folds of float32 [N]."""
-    found: dict[str, list[Scores]] = {slide: [] for slide in panel}
-    for fold in folds if panel else ():
-        folder = models / f"fold-{fold}"
-        model, description = load_model(folder)
-        for slide in panel:
-            bag = store.read(bags / f"{slide}.zarr.zip", ["features"])
-            description.check_bag(bag.attributes, folder=folder)
-            features = description.standardised(bag.arrays["features"])
-            found[slide].append(predict(model, features, device=device, name=slide).score)
-    return found
-
-
 def _measures(one: Scores, other: Scores) -> list[object]:
-    """Give rank correlation, divergence and overlap of two maps; where one is constant only the divergence."""
-    correlation = spearman(one, other)
-    if np.isnan(correlation):  # among equal patches the top ones are whichever come first
-        return ["", float(jensen_shannon(one, other)), ""]
-    return [correlation, float(jensen_shannon(one, other)), top_overlap(one, other)]
+    """Give the measures of two maps, empty where one is not defined."""
+    measures = [spearman(one, other), float(jensen_shannon(one, other)), top_overlap(one, other)]
+    measures += [float(entropy_share(one)), float(entropy_share(other))]
+    return ["" if math.isnan(value) else value for value in measures]
 
 
-def _pictures(bag: Path, scores: Sequence[Scores], *, colormap: str) -> list[str]:
+def _pictures(bag: store.Artefact, scores: Sequence[Scores], *, colormap: str) -> list[str]:
     """Draw the maps of one slide, without the slide: data URLs."""
-    stored = store.read(bag, ["coords"])
-    coords, edge_px = stored.arrays["coords"], float(stored.attributes["patch_level0_px"])
+    coords, edge_px = bag.arrays["coords"], float(bag.attributes["patch_level0_px"])
     left, top = coords.min(axis=0).tolist()
     width, height = (coords.max(axis=0) - coords.min(axis=0) + edge_px).tolist()
     scale = DRAWN_PX / max(width, height)

@@ -17,6 +17,8 @@ COLOURS = ("#0b4f6c", "#b5541c", "#4b7f3a", "#7a3e8e", "#8a6d00", "#5b6770")
 """Dark enough on white for a contrast of 4.5 to 1; told apart by dashes too, for readers who do not see the hue."""
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot", "4 4")
 INK, SOFT, RULE = "#1c232b", "#55606b", "#dfe4e8"
+MOST_LINES = 18
+"""Lines of a chart; colour and dash tell them apart."""
 MAX_POINTS = 400
 """Points of a line; more than the chart has pixels would only make the page heavier."""
 
@@ -67,7 +69,7 @@ def line_chart(
     Parameters
     ----------
     lines
-        At most six are told apart.
+        At most `MOST_LINES`.
     title
         What the chart shows, in words: read out by screen readers.
     x_range, y_range
@@ -100,7 +102,8 @@ def line_chart(
         plot.line(ends, ends, color="#8b959e", line_dash="dotted", line_width=1.5)
     items = []
     for index, line in enumerate(lines):
-        drawn = _draw(plot, line, colour=COLOURS[index % len(COLOURS)], dash=DASHES[index % len(DASHES)])
+        rounds, place = divmod(index, len(COLOURS))  # the same colour comes again with another dash
+        drawn = _draw(plot, line, colour=COLOURS[place], dash=DASHES[(place + rounds) % len(DASHES)])
         items.append(LegendItem(label=line.name, renderers=drawn))
         tooltips = [(x_label, "@x{0.[000]}"), (y_label, "@y{0.[000]}")]
         if len(lines) > 1:

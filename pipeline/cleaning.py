@@ -18,15 +18,14 @@ from pipeline import checksums, running
 log = logging.getLogger(__name__)
 
 FOLD = r"fold-\d+/(weights\.safetensors|anchor\.safetensors|model\.json|history\.csv|stability\.csv)"
-AGREEMENT = r"agreement\.(csv|json)"
 OF_RESULTS = re.compile(
     r"(check\.tsv|check\.txt|cohort\.tsv|run\.json|archive\.json|strict\.ok"
     r"|(tiles|bags|attention)/[^/]+\.zarr\.zip|attention/[^/]+\.geojson|tissue/[^/]+\.(geojson|jpg)|views/[^/]+\.json"
-    rf"|model/(splits\.csv|bags\.json|models\.json|model_card\.md|metrics\.json|{AGREEMENT}|{FOLD})"
-    rf"|compare/[^/]+/(predictions\.csv|{AGREEMENT}|{FOLD})"
+    rf"|model/(splits\.csv|bags\.json|models\.json|model_card\.md|metrics\.json|{FOLD})"
+    rf"|compare/[^/]+/(predictions\.csv|{FOLD})|agreement/[^/]+\.(csv|json)"
     # work in progress: chunks, training states, slides that wait for a prediction
     r"|bags/\.[^/]+\.chunks/(digest|\d+\.npz)|(model|compare/[^/]+)/fold-\d+/\.checkpoint\.pt|attention/\.ahead/[^/]+"
-    r"|unrecorded|logs/((split|check|cohort|models|agreement|report|strict)|(tile|embed|predict|heatmap|compare|agreement)/[^/]+"
+    r"|unrecorded|logs/((split|check|cohort|models|report|strict)|(tile|embed|predict|heatmap|compare|agreement)/[^/]+"
     r"|train/([^/]+/)?fold-\d+)\.log)(\.damaged|\.outdated|\.part)?"
 )
 OF_REPORTS = re.compile(

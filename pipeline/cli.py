@@ -109,7 +109,7 @@ def report(
     method: Annotated[IntervalMethod, Option(help="How intervals are made of them.")] = IntervalMethod.bca,
     seed: Seed,
     title: Annotated[str, Option(help="Heading of the report.")] = "Slide report",
-    models: Annotated[str, Option(help="Models that are compared, separated by commas, first the predictions'.")] = "",
+    models: Annotated[str, Option(help="Models, separated by commas, first the predictions'.")] = "",
     private: Private = None,
 ) -> None:
     """Write predictions, metrics, quarantine and the report page."""

@@ -38,6 +38,7 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "split": Need(1500, 20, minutes_per_mb=0.001),
         "train": Need(3000, 60, minutes_per_mb=0.05),
         "compare": Need(3000, 30, minutes_per_mb=0.01),
+        # of its input, the bags, it reads some, one at a time
         "agreement": Need(4000, 30),
         # features are float16 on disk and float32 at work, some copies of them
         "predict": Need(2000, 10, memory_per_mb=8, minutes_per_mb=0.05),

@@ -59,7 +59,7 @@ def run(
     title
         Heading of the report.
     models
-        Names of the models that are compared, first that of the predictions; fewer than two compare nothing.
+        Names of the models, first that of the predictions; one alone is compared with nothing.
     private
         Folder of the key by which slides and patients are named (see `pseudonyms`), in which the table of names is
         written; None: their own names are shown.
@@ -106,6 +106,7 @@ def run(
         models=trained,
         views=results / "views",
         compared=folders if len(models) > 1 else None,
+        agreement={name: results / "agreement" / f"{name}.csv" for name in models},
         show=show,
     )
     store.write_text(reports / "index.html", page)

@@ -7,7 +7,17 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline import charts, gallery, outcome_figures, outcomes, report_charts, stability_page, store, viewer
+from pipeline import (
+    agreement_page,
+    charts,
+    gallery,
+    outcome_figures,
+    outcomes,
+    report_charts,
+    stability_page,
+    store,
+    viewer,
+)
 from pipeline.evaluation import SlideResult
 from pipeline.flags import FLAGS
 from pipeline.report_charts import Chart
@@ -54,6 +64,7 @@ def render(
     models: Path,
     views: Path,
     compared: Mapping[str, Path] | None = None,
+    agreement: Mapping[str, Path] | None = None,
     show: Callable[[str], str] = str,
 ) -> str:
     """Make the report.
@@ -73,6 +84,8 @@ def render(
         Folder with a `fold-{k}` for each model, whose stability records are shown where there are some.
     compared
         The same folder of every model that is compared, by name.
+    agreement
+        Where the folds' maps are compared (`pipeline.agreement`), by model, first the one that predicts.
     views
         Folder with the viewer's `{slide}.json`.
     show
@@ -127,7 +140,7 @@ def render(
         spoilt=spoilt(slides),
         label_counts=label_counts(slides, task=known["task"]),
         stability=stability,
-        agreement=stability_page.agreement(models, compared, show=show),
+        agreement=agreement_page.render(agreement or {}, show=show),
         level=f"{known['interval']['level']:.0%}",
     )
 

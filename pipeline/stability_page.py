@@ -1,17 +1,17 @@
-"""The report's part on training: how attention and the loss moved by epoch, and how alike the folds' maps are."""
+"""The report's part on training: how attention and the loss moved from epoch to epoch, a line a model."""
 
 import csv
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import checksums, store
-from pipeline.charts import COLOURS, Line, line_chart
+from pipeline import checksums
+from pipeline.charts import MOST_LINES, Line, line_chart
 
 Record = dict[str, NDArray[np.float64]]
 """One model's `stability.csv`: a column an array; NaN where a cell is empty."""
@@ -100,7 +100,7 @@ def render(
         "charts": [*_charts(by_fold), *_charts(by_model, of=" of each model, mean of its folds")],
         "columns": [label for _, label in _COLUMNS],
         "rows": [
-            (name, [_figure(record[column]) for column, _ in _COLUMNS])
+            (name, [brief(record[column][-SETTLED:]) for column, _ in _COLUMNS])
             for name, record in {**by_fold, **{f"{name}, mean": record for name, record in by_model.items()}}.items()
         ],
         "slides": int(max(record["slides"].max() for record in records.values())),
@@ -108,82 +108,9 @@ def render(
     }
 
 
-_PAIR_COLUMNS = (
-    "Rank correlation, mean of pairs",
-    "Lowest pair",
-    "Of the model that held it out",
-    "JSD",
-    "Top 1 % in common",
-)
-
-
-def agreement(
-    models: Path, compared: Mapping[str, Path] | None = None, *, show: Callable[[str], str] = str
-) -> dict[str, Any] | None:
-    """Give what the template shows of how alike the folds' maps are (`pipeline.agreement`); None where it is not known.
-
-    Parameters
-    ----------
-    models
-        The folder of the model that predicts.
-    compared
-        The same of all models that are compared, by name; each is shown as the mean over the slides.
-    show
-        Gives the name that the report shows for a slide.
-    """
-    of_slides = _pairs(models)
-    if not of_slides:
-        return None
-    by_model = {name: _pairs(folder) for name, folder in (compared or {}).items()}
-    means = [(name, _mean_cells(list(each.values()))) for name, each in by_model.items() if each]
-    drawn = store.read_json(models / "agreement.json")
-    uses = {"test": "held it out", "train": "trained on it", "validation": "chosen by it"}
-    return {
-        "columns": list(_PAIR_COLUMNS),
-        "rows": sorted(
-            (show(name), [_figure(np.array([cell])) for cell in cells]) for name, cells in of_slides.items()
-        ),
-        "models": means if len(means) > 1 else [],
-        "folds": len(drawn["folds"]),
-        "drawn": show(drawn["slide_id"]),
-        "maps": [
-            (fold, uses.get(role, "did not use it"), image)
-            for fold, role, image in zip(drawn["folds"], drawn["roles"], drawn["images"], strict=True)
-        ],
-    }
-
-
-def _pairs(models: Path) -> dict[str, list[float]]:
-    """Give the cells of `_PAIR_COLUMNS` by slide; NaN where nothing is known, none where no slides were compared."""
-    path = models / "agreement.csv"
-    of_slide: dict[str, list[dict[str, str]]] = {}
-    for row in store.read_rows(path, delimiter=",") if path.exists() else ():
-        of_slide.setdefault(row["slide_id"], []).append(row)
-    found = {}
-    for name, rows in of_slide.items():
-        correlation, jsd, top = (_numbers(rows, column) for column in ("spearman", "jsd", "top1_jaccard"))
-        held_out = _numbers([row for row in rows if "test" in (row["role"], row["other_role"])], "spearman")
-        lowest = float(np.min(correlation, initial=math.inf))
-        cells = [_known_mean(correlation), lowest, _known_mean(held_out), _known_mean(jsd), _known_mean(top)]
-        found[name] = [cell if math.isfinite(cell) else math.nan for cell in cells]
-    return found
-
-
-def _numbers(rows: Sequence[Mapping[str, str]], column: str) -> NDArray[np.float64]:
-    return np.array([float(row[column]) for row in rows if row[column]], dtype=np.float64)
-
-
-def _known_mean(values: NDArray[np.float64]) -> float:
+def brief(values: NDArray[np.float64]) -> str:
+    """Write the mean of the values that are known, in three digits; a dash where there is none."""
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _mean_cells(slides: Sequence[Sequence[float]]) -> list[str]:
-    return [_figure(np.array([_known_mean(column)])) for column in np.array(slides, dtype=np.float64).T]
-
-
-def _figure(values: NDArray[np.float64]) -> str:
-    known = values[-SETTLED:][~np.isnan(values[-SETTLED:])]
     if len(known) == 0:
         return "\N{EN DASH}"
     mean = float(known.mean())
@@ -208,12 +135,12 @@ def _chart(records: Mapping[str, Record], column: str, title: str, y_label: str,
     top = 1.0 if column == "entropy" else _ceiling([record[column] for record in records.values()])
     lines = [
         Line(name, x, y)
-        for name, record in list(records.items())[: len(COLOURS)]
+        for name, record in list(records.items())[:MOST_LINES]
         for x, y in [_known(record["epoch"], record[column])]
         if len(x)
     ]
-    if len(records) > len(COLOURS):
-        note += f" The first {len(COLOURS)} of {len(records)} models."
+    if len(records) > MOST_LINES:
+        note += f" The first {MOST_LINES} of {len(records)} models."
     plot = line_chart(
         lines,
         title=f"{title}, by epoch",

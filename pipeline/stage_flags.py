@@ -93,12 +93,11 @@ def flags(
         case "heatmap":
             values = {**slide, **settings["heatmap"], "private": private(settings)}
         case "report":
-            compared = ",".join(models(settings)) if len(models(settings)) > 1 else None
             values = {
                 "resamples": evaluation["bootstrap_resamples"],
                 "method": evaluation["interval"],
                 "seed": settings["seed"],
-                "models": compared,
+                "models": ",".join(models(settings)),
                 "private": private(settings),
             }
         case _:

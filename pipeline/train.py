@@ -290,8 +290,9 @@ def run(
 
 def _calibrate(data: FoldData, network: AttentionMIL, *, device: str) -> dict[str, Any]:
     """Give what the validation slides decide of a trained model, as arguments of `ModelFolder`."""
-    slides = [data.validation[index] for index in range(len(data.validation))]
-    logits = np.stack([predict(network, bag.features, device=device, name=bag.name).logits for bag in slides])
+    # one at a time, as a cohort's features need not fit in memory
+    bags = (data.validation[index] for index in range(len(data.validation)))
+    logits = np.stack([predict(network, bag.features, device=device, name=bag.name).logits for bag in bags])
     labels = np.array(data.validation.labels, np.int64)
     temperature = calibration.fit_temperature(logits, labels)
     thresholds = {}

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import entropy, spearmanr
 
 from asmil.anchor import AnchorConfig
 from asmil.inference import predict
 from asmil.training import FitConfig
-from pipeline import agreement, stability_page, store, train
+from pipeline import agreement, agreement_page, store, train
 from pipeline.assignment import COLUMNS
 from pipeline.model_folder import load_model
 
@@ -23,7 +23,7 @@ class Cohort:
     """Eight bags of two classes, divided into three folds whose models are trained."""
 
     def __init__(self, folder: Path, *, model: str = "abmil", folds: int = FOLDS) -> None:
-        self.folder = folder
+        self.folder, self.table = folder, folder / "agreement.csv"
         rng = np.random.default_rng(0)
         for number in range(SLIDES):
             features = rng.standard_normal((30 + number, WIDTH)).astype(np.float16)
@@ -70,14 +70,14 @@ class Cohort:
             splits=self.folder / "splits.csv",
             bags=self.folder / "bags",
             models=self.folder / "model",
-            table=self.folder / "model" / "agreement.csv",
-            maps=self.folder / "model" / "agreement.json",
+            table=self.table,
+            maps=self.table.with_suffix(".json"),
             slides=slides,
             task="classification",
             colormap="viridis",
             device="cpu",
         )
-        return store.read_rows(self.folder / "model" / "agreement.csv", delimiter=",")
+        return store.read_rows(self.table, delimiter=",")
 
     def scores(self, slide: str, fold: int) -> np.typing.NDArray[np.float32]:
         model, description = load_model(self.folder / "model" / f"fold-{fold}")
@@ -99,27 +99,29 @@ def test_every_pair_of_folds_is_compared_on_slides_of_every_class(tmp_path: Path
         assert float(row["spearman"]) == pytest.approx(spearmanr(one, other).statistic, abs=1e-9)
         assert 0 < float(row["jsd"]) < 1
         assert 0 <= float(row["top1_jaccard"]) <= 1
+        assert float(row["entropy"]) == pytest.approx(entropy(one) / np.log(len(one)), rel=1e-5)
         assert int(row["patches"]) == len(one)
-    first = {name: (tmp_path / "model" / name).read_bytes() for name in ("agreement.csv", "agreement.json")}
+    first = {name: (tmp_path / name).read_bytes() for name in ("agreement.csv", "agreement.json")}
     cohort.run()
-    assert first == {name: (tmp_path / "model" / name).read_bytes() for name in first}
+    assert first == {name: (tmp_path / name).read_bytes() for name in first}
 
 
 def test_nothing_is_compared_with_one_model_or_no_slide(tmp_path: Path) -> None:
     several = Cohort(tmp_path / "several")
     assert several.run(slides=0) == []
-    assert stability_page.agreement(several.folder / "model") is None
+    assert agreement_page.render({"abmil": several.table}) is None
+    assert agreement_page.render({}) is None
     one = Cohort(tmp_path / "one", folds=1)
     assert one.run() == []
-    assert "images" not in json.loads((one.folder / "model" / "agreement.json").read_text())
+    assert "images" not in json.loads((one.folder / "agreement.json").read_text())
 
 
 def test_report_part_shows_slides_models_and_the_maps_of_one_slide(tmp_path: Path) -> None:
     cohort, floor = Cohort(tmp_path / "a"), Cohort(tmp_path / "b", model="mean_pooling")
     rows = cohort.run()
     assert {(row["spearman"], row["top1_jaccard"], row["jsd"]) for row in floor.run()} == {("", "", "0.0")}
-    models = {"abmil": cohort.folder / "model", "mean_pooling": floor.folder / "model"}
-    part = stability_page.agreement(models["abmil"], models, show=lambda name: f"hidden-{9 - int(name[1:])}")
+    models = {"abmil": cohort.table, "mean_pooling": floor.table}
+    part = agreement_page.render(models, show=lambda name: f"hidden-{9 - int(name[1:])}")
     assert part is not None
     assert [name for name, _ in part["rows"]] == ["hidden-7", "hidden-8", "hidden-9"]  # not in the order of the names
     of_first = [float(row["spearman"]) for row in rows if row["slide_id"] == "s0"]
@@ -128,10 +130,10 @@ def test_report_part_shows_slides_models_and_the_maps_of_one_slide(tmp_path: Pat
     assert cells[1] == pytest.approx(min(of_first), rel=0.01)
     assert cells[2] == pytest.approx(np.mean(of_first[:2]), rel=0.01)  # fold 0 held it out
     assert [name for name, _ in part["models"]] == ["abmil", "mean_pooling"]
-    assert part["models"][1][1] == ["\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH}", "0", "\N{EN DASH}"]
+    assert part["models"][1][1] == [*["\N{EN DASH}"] * 3, "0", "\N{EN DASH}", "1"]
     assert part["drawn"] == "hidden-9"
     assert [use for _, use, _ in part["maps"]] == ["held it out", "trained on it", "trained on it"]
     assert len({image for *_, image in part["maps"]}) == 3
-    alone = stability_page.agreement(models["abmil"])
+    alone = agreement_page.render({"abmil": cohort.table})
     assert alone is not None
     assert alone["models"] == []

@@ -137,6 +137,14 @@ def test_tensor_of_another_shape_in_a_released_state_dict_is_named(plain: PlainA
         from_released(state, heads=4)
     with pytest.raises(ValueError, match=r"q has shape \[1, 4, 32\]"):
         from_released(plain.state_dict() | {"q": torch.zeros(1, 4, 32)}, heads=4)
+    with pytest.raises(ValueError, match=r"Slide_classifier\.fc\.bias has shape \[\]"):
+        from_released(plain.state_dict() | {"Slide_classifier.fc.bias": torch.tensor(1.0)}, heads=4)
+
+
+def test_a_token_of_an_absurd_number_is_named_and_fills_no_memory(plain: PlainASMIL) -> None:
+    key = "sub_attention.99999999.q_proj.bias"
+    with pytest.raises(ValueError, match=f"unexpected {key} in the state dict"):
+        from_released(plain.state_dict() | {key: torch.zeros(32)}, heads=4)
 
 
 def test_model_satisfies_the_protocol(model: ASMIL) -> None:

@@ -11,10 +11,11 @@ from sklearn.metrics import mean_absolute_error, r2_score
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
 from asmil.bags import Bag, FollowUp
-from asmil.errors import BagError
+from asmil.errors import BagError, TrainingError
 from asmil.model import ASMIL
 from asmil.options import FitConfig
 from asmil.outcome_metrics import regression_metrics, regression_statistic, survival_metrics, survival_statistic
+from asmil.recipes import source_trainer
 from asmil.registry import MODELS, build
 from asmil.resampling import resampled_intervals
 from asmil.survival import concordance, partial_likelihood_loss
@@ -230,6 +231,20 @@ def test_models_with_a_loss_on_classes_are_refused(name: str) -> None:
         Trainer(small(name), bags, bags, task=Regression(), seed=0)
 
 
+def test_a_loss_beyond_all_numbers_stops_the_training_in_a_sentence() -> None:
+    good = planted(6, seed=0, survival=False)
+    far = Bag(good[0].features, 1e300, "far")
+    with pytest.raises(TrainingError, match="the squared error over 2 bags is inf; their labels are too large"):
+        fit(small(), good, [far, good[1]], config=FitConfig(epochs=1), task=Regression(), seed=0)
+
+
+def test_a_sources_recipe_learns_outcomes_too() -> None:
+    bags = planted(8, seed=2, survival=True)
+    task = SurvivalTask(risk_set=4)
+    trainer = source_trainer("transmil", small("transmil"), bags, bags, task=task, epochs=1, seed=0)
+    assert np.isfinite(trainer.run_epoch()["partial_likelihood"])
+
+
 def test_labels_of_another_task_are_refused() -> None:
     good = planted(4, seed=0, survival=False)
     features = good[0].features
@@ -239,6 +254,9 @@ def test_labels_of_another_task_are_refused() -> None:
         fit(small(), [Bag(features, 3.0, "odd")], good, task=SurvivalTask(), seed=0)
     with pytest.raises(BagError, match="not a follow-up of a time above 0"):
         SurvivalTask().check(Bag(features, FollowUp(0.0, True), "odd"))
+    for time, event in (("3", True), (np.array([3.0]), True), (3.0, np.array([True, False])), (3.0, "yes")):
+        with pytest.raises(BagError, match=r"odd: label .* is not a follow-up"):
+            SurvivalTask().check(Bag(features, FollowUp(time, event), "odd"))  # type: ignore[arg-type]
     with pytest.raises(BagError, match=r"odd: label .* is not a class index"):
         fit(ASMIL(WIDTH, 2, d_inner=16), [Bag(features, FollowUp(1.0, True), "odd")], good, seed=0)
     with pytest.raises(ValueError, match="needs a model of one output"):

@@ -76,6 +76,14 @@ def test_top_overlap_is_one_for_the_same_zero_for_other_and_a_third_for_half_com
     assert top_overlap(base, half) == pytest.approx(1 / 3)
 
 
+def test_top_overlap_is_not_defined_where_chance_decides_what_is_in_the_top() -> None:
+    sparse = [np.zeros(1000), np.zeros(1000)]
+    sparse[0][:5], sparse[1][5:10] = 0.2, 0.2  # five patches of the top ten are any of those without weight
+    assert math.isnan(top_overlap(*sparse))
+    assert math.isnan(top_overlap(np.ones(300), np.arange(300)))
+    assert top_overlap(np.ones(1), np.ones(1)) == 1
+
+
 def test_top_mass_adds_the_ten_largest_or_all() -> None:
     assert top_mass(np.full(40, 1 / 40)) == pytest.approx(0.25)
     assert top_mass([0.25] * 4) == pytest.approx(1)

@@ -272,6 +272,35 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_weights() -> None:
     assert same(model.state_dict(), small().state_dict())
 
 
+@pytest.mark.parametrize(
+    ("features", "kind"),
+    [
+        ([[0.0] * WIDTH], "list"),
+        (np.zeros((3, WIDTH), np.complex64), "complex64"),
+        (torch.zeros((3, WIDTH), dtype=torch.complex64), "torch.complex64"),
+        (np.full((3, WIDTH), "a"), "<U1"),
+    ],
+)
+def test_features_that_are_no_numbers_are_named(features: Any, kind: str) -> None:
+    with pytest.raises(BagError, match=f"^slide-7: features are {kind}, the model takes"):
+        fit(small(), [Bag(features, 0, "slide-7")], VALIDATION, config=QUICK, seed=0)
+
+
+def test_features_of_another_byte_order_are_the_same_numbers() -> None:
+    features = np.asarray(TRAINING[0].features, dtype=np.float32)
+    swapped = features.astype(features.dtype.newbyteorder())
+    found = [predict(small(), each).logits for each in (features, swapped)]
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("options", [{"class_weights": "inverse_frequency"}, {"balanced": True}])
+@pytest.mark.parametrize("label", [[1], np.array([1]), "1", None, 0.5])
+def test_a_label_that_is_no_class_is_named_also_where_classes_are_weighed(label: Any, options: dict[str, Any]) -> None:
+    bags = [Bag(TRAINING[0].features, label, "slide-7"), TRAINING[1]]
+    with pytest.raises(BagError, match=r"^slide-7: label .* is not a class index"):
+        fit(small(), bags, VALIDATION, config=FitConfig(epochs=3, **options), seed=0)
+
+
 def test_a_validation_bag_that_overflows_the_model_is_named() -> None:
     huge = Bag(torch.full((5, WIDTH), 3e38), 0, "slide-8")
     with pytest.raises(TrainingError, match=r"^slide-8: the model's outputs are not finite for features up to 3e\+38"):

@@ -1,6 +1,8 @@
 """Every model of the registry: what the protocol asks, published sizes, invariances, and the anchor on it."""
 
 import copy
+import functools
+import math
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asmil.anchor import AnchorConfig, AnchorRegularizer
+from asmil.baselines.abmil import ABMIL
 from asmil.baselines.aem import AEM
 from asmil.protocol import TrainingHooks
-from asmil.registry import MODELS, NamedModel, build
+from asmil.registry import MODELS, Entry, NamedModel, build
 
 WIDTH, CLASSES = 32, 3
 ALL = tuple(MODELS)
@@ -261,6 +264,20 @@ def test_options_of_another_kind_are_refused_in_words(name: str, options: dict[s
         make(name, **options)
 
 
+def test_a_model_of_ones_own_is_built_whatever_its_annotations_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(ABMIL):
+        def __init__(self, d_in: int, classes: int, *, d_attention: str, **options: Any) -> None:
+            super().__init__(d_in, classes, d_attention=len(d_attention), **options)
+
+    kinds: dict[str, Any] = {"own": Own, "part": functools.partial(ABMIL, gated=True)}
+    for name, kind in kinds.items():
+        monkeypatch.setitem(MODELS, name, Entry(build=kind, title=name, source="here"))
+    assert build("own", 16, 2, d_attention="four").options["d_attention"] == 4
+    assert build("part", 16, 2, d_attention=4).options["gated"]
+    with pytest.raises(ValueError, match="d_attention is 4; give a text"):
+        build("own", 16, 2, d_attention=4)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -274,6 +291,10 @@ def test_options_of_another_kind_are_refused_in_words(name: str, options: dict[s
         ("acmil", {"branches": 0}),
         ("acmil", {"mask_rate": 1.0}),
         ("aem", {"entropy_weight": -1.0}),
+        ("aem", {"entropy_weight": math.nan}),
+        ("clam_sb", {"instance_weight": math.nan}),
+        ("pamil", {"instance_weight": math.inf}),
+        ("mhim", {"consistency_weight": math.nan}),
         ("dtfd", {"pseudo_bags": 0}),
         ("dtfd", {"distillation": "mean"}),
         ("mhim", {"momentum": 1.5}),

@@ -63,13 +63,15 @@ def test_table_averages_the_last_epochs_and_shows_a_dash_where_nothing_is_known(
     assert cells["Effective patches"] in ("1234", "1235")
 
 
-def test_more_models_than_colours_are_said_and_all_are_in_the_table(tmp_path: Path) -> None:
-    for fold in range(8):
+def test_more_models_than_can_be_told_apart_are_said_and_all_are_in_the_table(tmp_path: Path) -> None:
+    for fold in range(20):
         write(tmp_path, fold)
     part = stability_page.render(stability_page.read(tmp_path))
     assert part is not None
-    assert "The first 6 of 8 models." in part["charts"][0]["note"]
-    assert len(part["rows"]) == 8
+    assert "The first 18 of 20 models." in part["charts"][0]["note"]
+    lines = [item.renderers[0].glyph for item in part["charts"][0]["figure"].below[-1].items]
+    assert len({(line.line_color, str(line.line_dash)) for line in lines}) == len(lines) == 18
+    assert len(part["rows"]) == 20
 
 
 @pytest.mark.parametrize(("largest", "top"), [(0.15, 0.2), (0.4, 0.4), (0.00061, 0.0008), (9.0, 10.0), (0.0, 1.0)])

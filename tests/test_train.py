@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from asmil.errors import BagError
 from asmil.registry import MODELS, NamedModel, build
 from asmil.training import FitConfig
 from pipeline import checkpoint, model_folder, store, train, versions
-from pipeline.assignment import COLUMNS, read_splits
+from pipeline.assignment import COLUMNS, Assignment, read_splits
 from pipeline.errors import ArtefactError
 from pipeline.model_folder import load_model
 from pipeline.stored_bags import Cache, StoredBags, standardisation
@@ -122,6 +123,24 @@ def test_fold_leaves_a_model_its_history_and_its_stability_and_no_checkpoint(fol
 def test_following_attention_does_not_change_the_model(fold: Fold) -> None:
     assert same_weights(fold.train("a", stability_slides=3), fold.train("b", stability_slides=0))
     assert table(fold.folder / "b" / "stability.csv") == []
+
+
+def test_the_end_of_training_holds_one_slide_at_a_time(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"encoder": "test", "weights_sha256": "", "dim": 64, "patch_px": 224, "target_mpp": 0.5}
+    rows = [Assignment(f"s{n}", f"p{n}", "ab"[n % 2], 0, 0, "train" if n < 4 else "validation") for n in range(34)]
+    for number, row in enumerate(rows):
+        features = np.random.default_rng(number).standard_normal((2000, 64)).astype(np.float16)
+        attributes = store.stage_attributes("embed", slide_id=row.slide_id, fingerprint=row.slide_id, **shared)
+        arrays: dict[str, Any] = {"features": features, "coords": np.zeros((2000, 2), np.int32)}
+        store.write(tmp_path / f"{row.slide_id}.zarr.zip", arrays, {**attributes, "standardise": False})
+    data = train.load_fold(rows, folder=tmp_path, cache_gb=0.0)
+    network = build("mean_pooling", 64, 2)
+    train._calibrate(data, network, device="cpu")  # imports and first allocations
+    tracemalloc.start()
+    train._calibrate(data, network, device="cpu")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * 2000 * 64 * 4  # 30 validation slides in float32 would be five times that
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1e-6])

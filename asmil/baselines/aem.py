@@ -10,6 +10,7 @@ The host is gated ABMIL unless another is given; `FitConfig.entropy_weight` adds
 trained. The penalty draws attention to uniform, a sharp anchor away from it.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from asmil.bags import BagSource
 from asmil.baselines.abmil import ABMIL
 from asmil.losses import entropy_penalty
-from asmil.options import check_kinds, cosine
+from asmil.options import check_kinds, cosine, kinds_of
 from asmil.protocol import AttentionMIL, TrainingHooks
 
 
@@ -36,8 +37,8 @@ class AEM(TrainingHooks, nn.Module):
 
     def __init__(self, host: AttentionMIL, *, entropy_weight: float = 0.1, anneal: bool = True) -> None:
         super().__init__()
-        if entropy_weight < 0:
-            raise ValueError(f"entropy_weight is {entropy_weight}, it must be at least 0")
+        if not 0 <= entropy_weight < math.inf:
+            raise ValueError(f"entropy_weight is {entropy_weight}, it must be at least 0 and finite")
         if not isinstance(host, nn.Module):
             raise TypeError(f"the host is a {type(host).__name__}, not a torch.nn.Module")
         self.host: Any = host
@@ -57,7 +58,7 @@ class AEM(TrainingHooks, nn.Module):
         cls, d_in: int, classes: int, *, entropy_weight: float = 0.1, anneal: bool = True, **options: Any
     ) -> "AEM":
         """Build it on gated ABMIL without a bias in the projection, as the method's authors do; options of `ABMIL`."""
-        check_kinds(options, ABMIL.__init__)
+        check_kinds(options, kinds_of(ABMIL))
         host = ABMIL(d_in, classes, **{"projection_bias": False, **options})
         return cls(host, entropy_weight=entropy_weight, anneal=anneal)
 

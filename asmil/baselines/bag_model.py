@@ -1,5 +1,6 @@
 """What the baselines share: one bag at a time, padding cut away before a model sees it, and state between hooks."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -39,8 +40,8 @@ class BagModel(TrainingHooks, nn.Module):
         self._kept: dict[str, Tensor] | None = None
         for name, value in self.options.items():
             smallest = 1 if name in ("d_in", "classes") or name.startswith("d_") else 0
-            if not isinstance(value, str | bool) and value < smallest:
-                raise ValueError(f"{name} is {value}, it must be at least {smallest}")
+            if not isinstance(value, str | bool) and not smallest <= value < math.inf:
+                raise ValueError(f"{name} is {value}, it must be at least {smallest} and finite")
         if not 0 <= self.options.get("dropout", 0) < 1:
             raise ValueError(f"dropout is {self.options['dropout']}, it must be at least 0 and below 1")
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_list_of_models_trains_only_the_further_ones_and_reports_all_side_by_side(finished: Study) -> None:
     finished.configure(model=["asmil", "gated_abmil", "mean_pooling"])
-    expected = {"train_compared": 4, "compare": 2, "agreement_compared": 2, "report": 1}
+    expected = {"train_compared": 4, "compare": 2, "agreement": 2, "report": 1}
     ran = finished.run()
     assert ran.code == 0, ran.output
     assert ran.jobs == expected

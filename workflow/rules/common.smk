@@ -132,8 +132,8 @@ REPORTS = Path(SETTINGS["paths"]["reports"])
 BAG_INDEX = RESULTS / "model" / "bags.json"
 UNRECORDED = RESULTS / "unrecorded"
 FOLDS = list(range(number_of_folds()))
-COMPARED = settings.models(SETTINGS)[1:]
-MODEL_FOLDERS = [RESULTS / "model", *(RESULTS / "compare" / name for name in COMPARED)]
+PREDICTS, *COMPARED = settings.models(SETTINGS)
+MODEL_FOLDERS = {PREDICTS: RESULTS / "model", **{name: RESULTS / "compare" / name for name in COMPARED}}
 
 # A job runs the packages of this checkout, with the interpreter that runs Snakemake unless a deployment method
 # (conda, a container) brings its own. Modules that Snakemake itself was started with stay in reach.
@@ -220,9 +220,8 @@ def of_the_cohort():
     files = [RESULTS / name for name in ("check.tsv", "check.txt", "cohort.tsv")]
     files += [RESULTS / "model" / name for name in ("splits.csv", "models.json", "model_card.md", "metrics.json")]
     files += [RESULTS / "compare" / name / "predictions.csv" for name in COMPARED]
-    files += [folder / name for folder in MODEL_FOLDERS for name in ("agreement.csv", "agreement.json")]
-    files += [folder / f"fold-{fold}" / name for folder in MODEL_FOLDERS for fold in FOLDS for name in trained]
-    return [*files, BAG_INDEX, REPORTS / "quality.tsv"]
+    files += [folder / f"fold-{fold}" / name for folder in MODEL_FOLDERS.values() for fold in FOLDS for name in trained]
+    return [*files, *agreement_files(), BAG_INDEX, REPORTS / "quality.tsv"]
 
 
 def bags_of_labelled(wildcards):
@@ -230,16 +229,14 @@ def bags_of_labelled(wildcards):
     return [RESULTS / "bags" / f"{slide}.zarr.zip" for slide in COHORT.labels]
 
 
+def agreement_files():
+    """Give the comparisons of the folds' maps, of every model."""
+    return [RESULTS / "agreement" / f"{name}.{kind}" for name in MODEL_FOLDERS for kind in ("csv", "json")]
+
+
 def model_files(wildcards):
-    """Give what the folds' models consist of."""
-    return [
-        RESULTS / "model" / f"fold-{fold}" / name for fold in FOLDS for name in ("weights.safetensors", "model.json")
-    ]
-
-
-def compared_files(wildcards):
-    """Give what the folds' models of a further model consist of."""
-    folder = RESULTS / "compare" / wildcards.model
+    """Give what the folds' models consist of: of the job's model, or of the one that predicts."""
+    folder = MODEL_FOLDERS[wildcards.get("model", PREDICTS)]
     return [folder / f"fold-{fold}" / name for fold in FOLDS for name in ("weights.safetensors", "model.json")]
 
 
@@ -437,8 +434,8 @@ def minutes_of(stage):
 TMPDIR = quick(lambda wildcards: tempfile.gettempdir())
 
 STAGES = (
-    *("check", "tile", "embed", "split", "train", "train_compared", "compare", "agreement", "agreement_compared"),
-    *("predict", "heatmap", "report"),
+    *("check", "tile", "embed", "split", "train", "train_compared", "compare", "agreement", "predict", "heatmap"),
+    "report",
 )
 WATCHES = []
 

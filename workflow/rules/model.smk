@@ -75,7 +75,7 @@ rule compare:
     input:
         splits=RESULTS / "model" / "splits.csv",
         bag_index=BAG_INDEX,
-        models=compared_files,
+        models=model_files,
     output:
         predictions=RESULTS / "compare" / "{model}" / "predictions.csv",
     log:
@@ -100,10 +100,11 @@ rule agreement:
         bag_index=BAG_INDEX,
         models=model_files,
     output:
-        table=RESULTS / "model" / "agreement.csv",
-        maps=RESULTS / "model" / "agreement.json",
+        # not beside the models, a folder that is handed over: they name slides
+        table=RESULTS / "agreement" / "{model}.csv",
+        maps=RESULTS / "agreement" / "{model}.json",
     log:
-        RESULTS / "logs" / "agreement.log",
+        RESULTS / "logs" / "agreement" / "{model}.log",
     conda:
         "../../envs/asmil-wsi.yaml"
     resources:
@@ -113,22 +114,10 @@ rule agreement:
         version=artefact_version("agreement"),
         flags=flags("agreement"),
         bags=RESULTS / "bags",
-        models=lambda wildcards, output: Path(output.table).parent,
+        models=lambda wildcards: MODEL_FOLDERS[wildcards.model],
     shell:
         "python -m pipeline agreement --splits {input.splits:q} --bags {params.bags:q} --models {params.models:q}"
         " --table {output.table:q} --maps {output.maps:q} {params.flags} 2> {log:q}"
-
-
-use rule agreement as agreement_compared with:
-    input:
-        splits=RESULTS / "model" / "splits.csv",
-        bag_index=BAG_INDEX,
-        models=compared_files,
-    output:
-        table=RESULTS / "compare" / "{model}" / "agreement.csv",
-        maps=RESULTS / "compare" / "{model}" / "agreement.json",
-    log:
-        RESULTS / "logs" / "agreement" / "{model}.log",
 
 
 # One small file for all folds: every prediction depends on it, and thousands of slides times ten files make planning slow.

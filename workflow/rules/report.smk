@@ -41,7 +41,7 @@ rule report:
         splits=RESULTS / "model" / "splits.csv",
         models=model_files,
         heatmaps=heatmaps(),
-        agreement=[folder / "agreement.csv" for folder in MODEL_FOLDERS],
+        agreement=agreement_files(),
         compared=[RESULTS / "compare" / name / "predictions.csv" for name in COMPARED],
     output:
         index=report(
