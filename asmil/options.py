@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Schedule = Literal["cosine", "constant", "step"]
 BestBy = Literal["metrics", "loss"]
@@ -62,7 +62,7 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any], *, of: str 
     """
     for name, value in values.items():
         hint = kinds.get(name)
-        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         if hint is None or any(_is_kind(value, kind) for kind in allowed):
             continue
         choices = [choice for kind in allowed for choice in (get_args(kind) if get_origin(kind) is Literal else ())]

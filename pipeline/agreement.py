@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from asmil.inference import predict
 from asmil.stability import entropy_share, jensen_shannon, spearman, top_overlap
-from pipeline import drawing, store, tables
+from pipeline import bag_index, drawing, store, tables
 from pipeline.maps import Attention, Layer
 from pipeline.model_folder import load_model
 from pipeline.sheet import View
@@ -31,6 +31,9 @@ COLUMNS = (
     *("spearman", "jsd", "top1_jaccard", "entropy", "other_entropy"),
 )
 
+MOST_FOLDS = 20
+"""Folds that are compared: pairs grow with their square, and the report shows a map of each."""
+
 DRAWN_PX = 240
 """Longest edge of the picture of a fold's map."""
 
@@ -40,6 +43,7 @@ Scores = NDArray[np.float32]
 def run(
     *,
     splits: Path,
+    index: Path,
     bags: Path,
     models: Path,
     table: Path,
@@ -56,10 +60,10 @@ def run(
 
     Parameters
     ----------
-    splits, bags
-        The splits file, and the folder of the bags.
+    splits, index, bags
+        The splits file, the index of the bags (`pipeline.bag_index`), and their folder.
     models
-        The folder with a `fold-{k}` for each fold.
+        The folder with a `fold-{k}` for each fold; those of the first repeat are used, at most `MOST_FOLDS`.
     table
         CSV to write, a row a slide and pair of folds, see `COLUMNS`: what each fold used the slide for; between the
         two maps the rank correlation, the Jensen-Shannon divergence / ln 2 and the Jaccard index of the top 1 %; and
@@ -83,8 +87,10 @@ def run(
         If a model was trained on bags made otherwise.
     """
     rows = read_splits(splits)
-    folds = sorted({row.fold for row in rows})
-    panel = _panel(rows, bags=bags, slides=slides, task=task) if len(folds) > 1 else []
+    repeat = min(row.repeat for row in rows)
+    folds = sorted({row.fold for row in rows if row.repeat == repeat})[:MOST_FOLDS]
+    order = bag_index.digests(index)
+    panel = _panel(rows, order, bags=bags, slides=slides, task=task) if len(folds) > 1 else []
     loaded = {fold: load_model(models / f"fold-{fold}") for fold in folds} if panel else {}
     roles = {(row.slide_id, row.fold): row.role for row in rows}
     lines: list[list[object]] = [list(COLUMNS)]
@@ -108,11 +114,14 @@ def run(
     log.info("%s: %d slides by %d folds", table, len(panel), len(folds))
 
 
-def _panel(rows: Sequence[Assignment], *, bags: Path, slides: int, task: str) -> list[str]:
-    """Choose the slides, the same whatever the folds are."""
+def _panel(rows: Sequence[Assignment], order: Mapping[str, str], *, bags: Path, slides: int, task: str) -> list[str]:
+    """Choose the slides, the same whatever the folds are.
+
+    By their digests and not by their names: the choice must not tell who knows the names which pseudonym is whose.
+    """
     if not slides:
         return []
-    one_each = {row.slide_id: row for row in sorted(rows, key=lambda row: row.slide_id)}
+    one_each = {row.slide_id: row for row in sorted(rows, key=lambda row: order[row.slide_id])}
     classes = sorted({row.label for row in rows}) if task == CLASSIFICATION else []
     known = StoredBags(list(one_each.values()), folder=bags, classes=classes, cache=Cache(0), task=task)
     return [known.rows[index].slide_id for index in choose_panel(known, slides=slides)]

@@ -42,6 +42,12 @@ def write(index: Path, attributes: Mapping[str, Mapping[str, Any]], *, bags: Pat
     store.write_text(index, json.dumps(content, indent=0, ensure_ascii=False) + "\n")
 
 
+def digests(index: Path) -> dict[str, str]:
+    """Give the digest of each bag by slide id."""
+    found: dict[str, str] = store.read_json(index)["bags"]
+    return found
+
+
 def size_bytes(index: Path) -> int:
     """Give the bytes of the bags, by which a scheduler is asked for time; 0 if the index does not say.
 

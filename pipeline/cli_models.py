@@ -181,6 +181,7 @@ def compare(
 def agreement(
     *,
     splits: Annotated[Path, Option(help="Splits file.")],
+    index: Annotated[Path, Option(help="Index of the bags.")],
     bags: Annotated[Path, Option(help="Folder of the bags.")],
     models: Annotated[Path, Option(help="Folder with a fold-{k} for each fold.")],
     table: Annotated[Path, Option(help="Table to write.")],
@@ -197,6 +198,7 @@ def agreement(
     torch.set_num_threads(1)
     stage.run(
         splits=splits,
+        index=index,
         bags=bags,
         models=models,
         table=table,

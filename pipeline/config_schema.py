@@ -11,7 +11,10 @@ from pipeline.errors import ConfigError
 
 
 def typed(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Read numbers, booleans and nulls that arrived as text: `1e-4` in YAML, and all that --config passes in braces."""
+    """Read numbers, booleans and nulls that arrived as text: `1e-4` in YAML, and all that --config passes in braces.
+
+    A whole number that is written as 40.0, which a schema takes for an integer, becomes one.
+    """
     if isinstance(value, Mapping):
         properties = schema.get("properties", {})
         return {name: typed(item, properties.get(name, {})) for name, item in value.items()}
@@ -19,7 +22,9 @@ def typed(value: Any, schema: Mapping[str, Any]) -> Any:
     kinds = {option.get("type") for option in options}
     if isinstance(value, str) and kinds & {"integer", "number", "boolean", "null"}:
         with contextlib.suppress(json_text.JsonError):
-            return json_text.parse(value)
+            value = json_text.parse(value)
+    if isinstance(value, float) and value.is_integer() and "integer" in kinds and "number" not in kinds:
+        return int(value)
     # NaN and infinity pass every comparison of a schema; as text they are refused
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -43,6 +43,9 @@ class Cohort:
             )
             arrays: dict[str, Any] = {"features": features, "coords": coords.astype(np.int32)}
             store.write(folder / "bags" / f"s{number}.zarr.zip", arrays, attributes)
+        # in this order slides are chosen: not by their names
+        digests = {f"s{number}": f"{(5 * number + 3) % SLIDES:02}" for number in range(SLIDES)}
+        store.write_text(folder / "bags.json", json.dumps({"bags": digests}))
         with (folder / "splits.csv").open("w", newline="") as handle:
             writer = csv.writer(handle)
             writer.writerow(COLUMNS)
@@ -68,6 +71,7 @@ class Cohort:
     def run(self, *, slides: int = 3) -> list[dict[str, str]]:
         agreement.run(
             splits=self.folder / "splits.csv",
+            index=self.folder / "bags.json",
             bags=self.folder / "bags",
             models=self.folder / "model",
             table=self.table,
@@ -90,7 +94,7 @@ def test_every_pair_of_folds_is_compared_on_slides_of_every_class(tmp_path: Path
     rows = cohort.run()
     assert tuple(rows[0]) == agreement.COLUMNS
     pairs = [("0", "1"), ("0", "2"), ("1", "2")]
-    expected = [(slide, *pair) for slide in ("s0", "s1", "s2") for pair in pairs]
+    expected = [(slide, *pair) for slide in ("s1", "s6", "s3") for pair in pairs]
     assert [(row["slide_id"], row["fold"], row["other_fold"]) for row in rows] == expected
     # slides 0 and 1 are tested by fold 0, and so are in another part in every other fold
     assert (rows[0]["role"], rows[0]["other_role"], rows[1]["other_role"]) == ("test", "train", "train")
@@ -123,15 +127,16 @@ def test_report_part_shows_slides_models_and_the_maps_of_one_slide(tmp_path: Pat
     models = {"abmil": cohort.table, "mean_pooling": floor.table}
     part = agreement_page.render(models, show=lambda name: f"hidden-{9 - int(name[1:])}")
     assert part is not None
-    assert [name for name, _ in part["rows"]] == ["hidden-7", "hidden-8", "hidden-9"]  # not in the order of the names
-    of_first = [float(row["spearman"]) for row in rows if row["slide_id"] == "s0"]
+    assert [name for name, _ in part["rows"]] == ["hidden-3", "hidden-6", "hidden-8"]  # in the order of what is shown
+    assert part["rows"][0][1][2] == "\N{EN DASH}"  # no fold held s6 out
+    of_first = [float(row["spearman"]) for row in rows if row["slide_id"] == "s1"]
     cells = [float(cell) for cell in part["rows"][2][1]]
     assert cells[0] == pytest.approx(np.mean(of_first), rel=0.01)
     assert cells[1] == pytest.approx(min(of_first), rel=0.01)
     assert cells[2] == pytest.approx(np.mean(of_first[:2]), rel=0.01)  # fold 0 held it out
     assert [name for name, _ in part["models"]] == ["abmil", "mean_pooling"]
     assert part["models"][1][1] == [*["\N{EN DASH}"] * 3, "0", "\N{EN DASH}", "1"]
-    assert part["drawn"] == "hidden-9"
+    assert part["drawn"] == "hidden-8"
     assert [use for _, use, _ in part["maps"]] == ["held it out", "trained on it", "trained on it"]
     assert len({image for *_, image in part["maps"]}) == 3
     alone = agreement_page.render({"abmil": cohort.table})

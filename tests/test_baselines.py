@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -269,13 +269,19 @@ def test_a_model_of_ones_own_is_built_whatever_its_annotations_are(monkeypatch: 
         def __init__(self, d_in: int, classes: int, *, d_attention: str, **options: Any) -> None:
             super().__init__(d_in, classes, d_attention=len(d_attention), **options)
 
-    kinds: dict[str, Any] = {"own": Own, "part": functools.partial(ABMIL, gated=True)}
+    class Either(ABMIL):
+        def __init__(self, d_in: int, classes: int, *, kind: Literal["a", "b"] | None = None) -> None:
+            super().__init__(d_in, classes)
+
+    kinds: dict[str, Any] = {"either": Either, "own": Own, "part": functools.partial(ABMIL, gated=True)}
     for name, kind in kinds.items():
         monkeypatch.setitem(MODELS, name, Entry(build=kind, title=name, source="here"))
     assert build("own", 16, 2, d_attention="four").options["d_attention"] == 4
     assert build("part", 16, 2, d_attention=4).options["gated"]
     with pytest.raises(ValueError, match="d_attention is 4; give a text"):
         build("own", 16, 2, d_attention=4)
+    with pytest.raises(ValueError, match="kind is 'z'; choose from a, b"):
+        build("either", 16, 2, kind="z")
 
 
 @pytest.mark.parametrize(

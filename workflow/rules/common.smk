@@ -162,7 +162,7 @@ wildcard_constraints:
     slide=r"[^/]+",
     shown=r"[^/]+",
     fold=r"\d+",
-    model=r"[a-z_]+",
+    model="|".join(MODEL_FOLDERS),
 
 
 def heatmaps():

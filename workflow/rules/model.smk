@@ -116,8 +116,8 @@ rule agreement:
         bags=RESULTS / "bags",
         models=lambda wildcards: MODEL_FOLDERS[wildcards.model],
     shell:
-        "python -m pipeline agreement --splits {input.splits:q} --bags {params.bags:q} --models {params.models:q}"
-        " --table {output.table:q} --maps {output.maps:q} {params.flags} 2> {log:q}"
+        "python -m pipeline agreement --splits {input.splits:q} --index {input.bag_index:q} --bags {params.bags:q}"
+        " --models {params.models:q} --table {output.table:q} --maps {output.maps:q} {params.flags} 2> {log:q}"
 
 
 # One small file for all folds: every prediction depends on it, and thousands of slides times ten files make planning slow.
