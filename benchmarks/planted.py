@@ -118,6 +118,9 @@ def variants(models: Sequence[str], *, all_anchors: bool = False, betas: Sequenc
             Variant("asmil", "ema nsf, beta 0.1, half-life 2 epochs", AnchorConfig(half_life_epochs=2)),
             Variant("asmil", "ema nsf centred, beta 0.1", AnchorConfig(center="quantile")),
             Variant("asmil", "ema nsf, beta 0.1, no token dropping", AnchorConfig(), (("token_drop", 0.0),)),
+            Variant(
+                "asmil", "uniform, beta 0.1, no token dropping", AnchorConfig(mode="uniform"), (("token_drop", 0.0),)
+            ),
         ]
     for model in models:
         if model == "asmil":
