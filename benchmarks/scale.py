@@ -67,6 +67,7 @@ def finish(folder: Path, slides: int) -> int:
     files = [pattern.format(name) for pattern in each for name in names]
     files += [f"results/{name}" for name in ("check.tsv", "check.txt", "cohort.tsv")]
     files += [f"results/model/{name}" for name in models] + [f"reports/{name}" for name in reports]
+    files += [f"results/agreement/asmil.{kind}" for kind in ("csv", "json")]
     for file in files:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,10 @@ from tests.workflow.conftest import ROOT, Ran, Study, results_of
 pytestmark = pytest.mark.slow
 
 SIZE_MB = 64
-STAGES = {"check", "cohort", "tile", "embed", "split", "train", "models", "predict-bag", "heatmap", "report"}
+STAGES = {
+    *("check", "cohort", "tile", "embed", "split", "train", "models", "agreement"),
+    *("predict-bag", "heatmap", "report"),
+}
 
 
 @pytest.fixture
