@@ -6,11 +6,10 @@
 Few bags, of 500 to 2,000 patches (--most 20000 for more). Background patches are Gaussian around a level that differs
 from slide to slide. 2 to 10 % (--least 0.005 for fewer) of a positive bag's patches are shifted along one direction, by
 so little that the two kinds overlap (--shift 2 for more overlap, where no model reaches a bag AUROC of 1); every bag
-has as many distractors, shifted along another. Every variant is trained
-for the same fixed number of epochs at a constant learning rate, and its last epoch is judged: nothing is chosen on the
-test bags, and no schedule freezes the attention. Reported on test bags: AUROC of bags, AUROC of patches within positive
-bags, and of the attention on four test bags: JSD between neighbouring epochs (mean of the last half of training) and
-entropy / log N.
+has as many distractors, shifted along another. Every variant is trained for the same fixed number of epochs at a
+constant learning rate, and its last epoch is judged: nothing is chosen on the test bags, and no schedule freezes the
+attention. Reported on test bags: AUROC of bags, AUROC of patches within positive bags, and of the attention on four
+test bags: JSD between neighbouring epochs (mean of the last half of training) and entropy / log N.
 """
 
 import argparse

@@ -55,8 +55,8 @@ def run(
 ) -> None:
     """Draw some labelled slides by the models of all folds, and compare their maps in pairs.
 
-    Of a labelled slide all maps but one come from models that learned from it or were chosen by it: they agree more
-    than they would on a new slide, and `role` says which is which.
+    Of a labelled slide all maps but one come from models that learned from it or were chosen by it: they may agree more
+    than on a new slide, and `role` says which is which.
 
     Parameters
     ----------

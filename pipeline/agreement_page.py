@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 from pipeline import store
 from pipeline.stability_page import brief
 
-COLUMNS = (
-    "Rank correlation",
-    "Lowest",
-    "Held-out pairs",
-    "JSD",
-    "Top 1 % in common",
-    "Entropy / log N",
-)
+COLUMNS = ("Rank correlation", "Lowest", "Held-out pairs", "JSD", "Top 1 % in common", "Entropy / log N")
 
 _UNSEEN = ("test", "")
 """Roles of a slide that a model learned nothing from; the second of one that its fold leaves out."""

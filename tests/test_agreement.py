@@ -15,6 +15,7 @@ from asmil.training import FitConfig
 from pipeline import agreement, agreement_page, store, train
 from pipeline.assignment import COLUMNS
 from pipeline.model_folder import load_model
+from tests.test_predict import write_bag
 
 WIDTH, SLIDES, FOLDS = 8, 8, 3
 
@@ -26,23 +27,12 @@ class Cohort:
         self.folder, self.table = folder, folder / "agreement.csv"
         rng = np.random.default_rng(0)
         for number in range(SLIDES):
-            features = rng.standard_normal((30 + number, WIDTH)).astype(np.float16)
+            features = rng.standard_normal((30 + number, WIDTH))
             features[:8, 0] += 3 * (number % 2)
-            coords = np.stack([np.arange(len(features)) % 6, np.arange(len(features)) // 6], axis=1) * 448
-            attributes = store.stage_attributes(
-                "embed",
-                slide_id=f"s{number}",
-                fingerprint=str(number),
-                encoder="test",
-                weights_sha256="",
-                dim=WIDTH,
-                patch_px=224,
-                target_mpp=0.5,
-                standardise=True,
-                patch_level0_px=448.0,
-            )
-            arrays: dict[str, Any] = {"features": features, "coords": coords.astype(np.int32)}
-            store.write(folder / "bags" / f"s{number}.zarr.zip", arrays, attributes)
+            places = np.arange(len(features))
+            coords = (np.stack([places % 6, places // 6], axis=1) * 448).astype(np.int32)
+            own: dict[str, Any] = {"fingerprint": str(number), "dim": WIDTH, "patch_level0_px": 448.0}
+            write_bag(folder / "bags", f"s{number}", features, coords=coords, **own)
         # in this order slides are chosen: not by their names
         digests = {f"s{number}": f"{(5 * number + 3) % SLIDES:02}" for number in range(SLIDES)}
         store.write_text(folder / "bags.json", json.dumps({"bags": digests}))

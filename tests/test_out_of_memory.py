@@ -38,7 +38,7 @@ def sentence_of(ran: subprocess.CompletedProcess[str]) -> str:
     return said[0]
 
 
-@pytest.mark.parametrize("headroom_mb", [4, 40])
+@pytest.mark.parametrize("headroom_mb", [4, 56])
 def test_embed_without_memory_says_what_to_lower_and_blames_neither_slide_nor_tiles(
     tmp_path: Path, headroom_mb: int
 ) -> None:

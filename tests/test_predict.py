@@ -23,7 +23,16 @@ def role_of(slide: int, fold: int) -> Role:
     return ("test", "validation", "train")[(slide // 3 - fold) % 3]
 
 
-def write_bag(folder: Path, name: str, features: NDArray[np.float64], *, fingerprint: str, dim: int = 6) -> Path:
+def write_bag(
+    folder: Path,
+    name: str,
+    features: NDArray[np.float64],
+    *,
+    fingerprint: str,
+    dim: int = 6,
+    coords: NDArray[np.int32] | None = None,
+    **more: Any,
+) -> Path:
     attributes = store.stage_attributes(
         "embed",
         slide_id=name,
@@ -34,10 +43,11 @@ def write_bag(folder: Path, name: str, features: NDArray[np.float64], *, fingerp
         patch_px=224,
         target_mpp=0.5,
         standardise=True,
+        **more,
     )
     arrays: dict[str, NDArray[Any]] = {
         "features": features.astype(np.float16),
-        "coords": np.zeros((len(features), 2), np.int32),
+        "coords": np.zeros((len(features), 2), np.int32) if coords is None else coords,
     }
     store.write(folder / f"{name}.zarr.zip", arrays, attributes)
     return folder / f"{name}.zarr.zip"
