@@ -1,7 +1,7 @@
 """Accuracy on the classic multiple-instance sets, by an honest protocol and by the one that flatters.
 
     python benchmarks/classic_mil.py --data DIR [--quick] [--sets musk1 ...] [--models asmil ...] [--seeds 5]
-        [--results FILE.jsonl]
+        [--uniform] [--results FILE.jsonl]
 
 DIR holds `{musk1,musk2,elephant,fox,tiger}.npz`: `X` (instances x d), `bag_index`, `bag_label`. Ten stratified folds a
 seed; features standardised on the training part; one recipe for all models, fixed before any run. Two figures come from
@@ -154,12 +154,16 @@ def judge(rows: Floats, labels: NDArray[np.int64], args: Run) -> dict[str, float
     return found
 
 
-def variants(models: Sequence[str]) -> list[tuple[str, str, AnchorConfig | None]]:
-    """Give model, what the anchor is called, and the anchor: every model that attends with and without it."""
+def variants(models: Sequence[str], *, uniform: bool = False) -> list[tuple[str, str, AnchorConfig | None]]:
+    """Give model, what the anchor is called, and the anchor: every model that attends with and without it.
+
+    With `uniform` also the control that pulls attention to uniform without an anchor: what it gains, no anchor did.
+    """
     found: list[tuple[str, str, AnchorConfig | None]] = []
     for name in models:
         kinds: list[tuple[str, AnchorConfig | None]] = [("none", None)]
         if MODELS[name].attends:
+            kinds += [("uniform", AnchorConfig(mode="uniform"))] if uniform else []
             kinds.append(("ema nsf", AnchorConfig()))
         found += [(name, kind, anchor) for kind, anchor in kinds]
     return found
@@ -190,6 +194,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one set, two models, three folds: does it run")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--uniform", action="store_true", help="also with a uniform target: the control of the anchor")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=20)
@@ -205,7 +210,7 @@ def main() -> None:
     wanted: list[dict[str, Any]] = []
     for name in args.sets:
         bags, labels = read_set(args.data / f"{name}.npz"), read_labels(args.data / f"{name}.npz")
-        for model, kind, anchor in variants(args.models):
+        for model, kind, anchor in variants(args.models, uniform=args.uniform):
             runs = [Run(seed=seed, folds=args.folds, epochs=args.epochs) for seed in range(args.seeds)]
             keys = {run: {"set": name, "model": model, "anchor": kind, **asdict(run)} for run in runs}
             wanted += keys.values()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from classic_mil import variants as with_anchors  # type: ignore[import-not-found]
 from done import Done  # type: ignore[import-not-found]
 from lockstep import Lockstep, fits  # type: ignore[import-not-found]
 from numpy.typing import NDArray
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, two models, a few epochs: does it run")
     default = ["asmil", "gated_abmil", "transmil", "clam_sb", "mean_pooling"]
     parser.add_argument("--models", nargs="+", default=default, choices=list(MODELS))
+    parser.add_argument("--uniform", action="store_true", help="also with a uniform target: the control of the anchor")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30)
@@ -154,10 +156,10 @@ def main() -> None:
         if not fits(build(name, 16, 2)):
             raise SystemExit(f"{name} cannot be trained in lockstep; choose other models")
     slides = read_slides(args.bags, args.labels, args.truth, positive=args.positive)
-    variants: list[tuple[str, str, AnchorConfig | None]] = [(model, "none", None) for model in args.models]
+    variants = with_anchors(args.models, uniform=args.uniform)
     if "asmil" in args.models:
         quick = AnchorConfig(half_life_epochs=2, center="quantile")
-        variants += [("asmil", "ema nsf", AnchorConfig()), ("asmil", "ema nsf, half-life 2, centred", quick)]
+        variants.append(("asmil", "ema nsf, half-life 2, centred", quick))
     done = Done(args.results)
     figures = list(Found.__annotations__)
     for seed in range(args.seeds):  # a seed of all models before the next, so that a cut run compares all of them

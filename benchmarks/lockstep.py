@@ -5,8 +5,8 @@ their time on nothing. Here the runs go through the bags in one common order, an
 what all of them compute. Every run has its own weights, AdamW state, noise, features (as its own fold standardises
 them) and anchor; a run whose test fold holds a bag leaves that step out. What is computed is what
 `asmil.training.Trainer` computes (tests/test_benchmarks.py compares the two), but for the order of bags, which seeds
-share, models that take something from the bags beforehand or follow their own weights (PAMIL, MHIM), and weights that
-a bag does not use (CLAM's classifier of patches of the other class): they follow their momentum here and rest there.
+share, models that follow their own weights (MHIM), and weights that a bag does not use (CLAM's classifier of patches of
+the other class): they follow their momentum here and rest there.
 """
 
 import copy
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from asmil.anchor import AnchorConfig
+from asmil.bags import Bag
 from asmil.losses import alignment_loss, relative_entropy
 from asmil.normalizers import center_logits, log_nsf, log_softmax
 from asmil.options import FitConfig
@@ -31,11 +32,12 @@ from asmil.seeding import seeded
 
 _ORDER, _NOISE = 0, 1
 
+_Named = dict[str, Tensor]
+
 
 def fits(model: NamedModel) -> bool:
-    """Whether a model's training depends on the weights and the bag of a step alone."""
-    kind = type(model)
-    return all(getattr(kind, name, None) in (None, getattr(TrainingHooks, name)) for name in ("prepare", "end_step"))
+    """Whether a model's training step depends on the weights and the bag alone, and not on earlier weights."""
+    return getattr(type(model), "end_step", None) in (None, TrainingHooks.end_step)
 
 
 class Lockstep:
@@ -44,7 +46,7 @@ class Lockstep:
     Parameters
     ----------
     models
-        R models, differing in their weights only.
+        R models, differing in their weights only; what they take from their training bags beforehand, they take here.
     bags
         One tensor [R, N, d_in] a bag: the bag as each run sees it.
     labels
@@ -69,6 +71,13 @@ class Lockstep:
         config: FitConfig,
         seed: int,
     ) -> None:
+        for run, model in enumerate(models):
+            if isinstance(model, TrainingHooks):
+                own = [
+                    Bag(bags[place][run].numpy(), labels[place], f"bag {place}")
+                    for place in np.flatnonzero(trains[run])
+                ]
+                model.prepare(own, seed=seed)
         self.model: Any = copy.deepcopy(models[0])
         self.follower: Any = copy.deepcopy(models[0]).eval()
         self.hooks = self.model if isinstance(self.model, TrainingHooks) else TrainingHooks()
@@ -79,6 +88,8 @@ class Lockstep:
         # one block for all runs, so that a step gathers nothing; the optimizer sees its rows
         self.stacked = torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
         self.weights = [nn.Parameter(row) for row in self.stacked]
+        taken = [dict(model.named_buffers()) for model in models]
+        self.buffers = {name: torch.stack([each[name] for each in taken]) for name in taken[0]}
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -108,22 +119,25 @@ class Lockstep:
         """Give some runs' class probabilities [r, C] of a bag and their attention [r, rows, N], in eval mode."""
         self.model.eval()
 
-        def one(weights: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-            logits, attention = functional_call(self.model, self._named(weights), (features,))
+        def one(weights: Tensor, buffers: _Named, features: Tensor) -> tuple[Tensor, Tensor]:
+            logits, attention = functional_call(self.model, self._named(weights) | buffers, (features,))
             return logits.softmax(-1), attention.softmax(-1).flatten(0, -2)
 
         places = torch.from_numpy(runs)
         # what is random here (the division of DTFD) is drawn from a fixed seed, the same for all
-        probabilities, attention = vmap(one, randomness="same")(self.stacked[places], self.bags[bag][places])
+        buffers = {name: rows[places] for name, rows in self.buffers.items()}
+        probabilities, attention = vmap(one, randomness="same")(self.stacked[places], buffers, self.bags[bag][places])
         return probabilities.numpy(), attention.numpy()
 
     @torch.no_grad()
     def scores(self, bag: int, run: int) -> NDArray[np.float32]:
         """Give one run's score of a bag's patches, [N]."""
         nn.utils.vector_to_parameters(self.weights[run].detach(), self.follower.parameters())
+        for name, buffer in self.follower.named_buffers():
+            buffer.copy_(self.buffers[name][run])
         return np.asarray(self.follower.score(self.bags[bag][run]).numpy())
 
-    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+    def _named(self, flat: Tensor) -> _Named:
         parts = zip(self.names, torch.split(flat, self.sizes), self.shapes, strict=True)
         return {name: part.view(shape) for name, part, shape in parts}
 
@@ -136,16 +150,17 @@ class Lockstep:
         # all runs are computed, also the few that leave this step out: to gather the others costs more
         everything = self.stacked.detach().requires_grad_()
 
-        def one(weights: Tensor, anchor: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-            own = {f"model.{name}": value for name, value in self._named(weights).items()}
+        def one(weights: Tensor, anchor: Tensor, buffers: _Named, features: Tensor) -> tuple[Tensor, Tensor]:
+            own = {f"model.{name}": value for name, value in (self._named(weights) | buffers).items()}
             loss, attention = functional_call(_Loss(self.model), own, (features, self.labels[bag]))
             if self.anchor is None:
                 return loss, loss.new_full((), math.nan)
-            target = self._log_target(anchor, features, attention.detach())
+            target = self._log_target(self._named(anchor) | buffers, features, attention.detach())
             aligned = alignment_loss(target, log_softmax(attention), reduction=self.anchor.reduction)
             return loss + self.anchor.beta * aligned, relative_entropy(target).mean()
 
-        losses, entropies = vmap(one, randomness="different")(everything, self.anchors, self.bags[bag])
+        together = vmap(one, randomness="different")
+        losses, entropies = together(everything, self.anchors, self.buffers, self.bags[bag])
         (gradients,) = torch.autograd.grad(losses.sum(), everything)
         norms = gradients.norm(dim=1, keepdim=True)  # each run by its own
         if bool((norms > self.config.gradient_clip).any()):
@@ -156,12 +171,12 @@ class Lockstep:
         self._follow(runs)
         return entropies.detach()[torch.from_numpy(runs)].mean()
 
-    def _log_target(self, weights: Tensor, features: Tensor, online: Tensor) -> Tensor:
+    def _log_target(self, weights: _Named, features: Tensor, online: Tensor) -> Tensor:
         assert self.anchor is not None
         if self.anchor.mode == "uniform":
             return log_softmax(torch.zeros_like(online), online > -torch.inf)
         call = _AttentionLogits(self.follower)
-        own = {f"model.{name}": value for name, value in self._named(weights).items()}
+        own = {f"model.{name}": value for name, value in weights.items()}
         logits = functional_call(call, own, (features, self.model.context)).detach()
         logits = center_logits(logits, center=self.anchor.center, quantile=self.anchor.quantile)
         if self.anchor.target == "softmax":
