@@ -73,10 +73,8 @@ class Lockstep:
     ) -> None:
         for run, model in enumerate(models):
             if isinstance(model, TrainingHooks):
-                own = [
-                    Bag(bags[place][run].numpy(), labels[place], f"bag {place}")
-                    for place in np.flatnonzero(trains[run])
-                ]
+                places = np.flatnonzero(trains[run]).tolist()
+                own = [Bag(bags[place][run].numpy(), labels[place], f"bag {place}") for place in places]
                 model.prepare(own, seed=seed)
         self.model: Any = copy.deepcopy(models[0])
         self.follower: Any = copy.deepcopy(models[0]).eval()

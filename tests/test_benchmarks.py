@@ -105,7 +105,7 @@ def test_every_control_is_tried_on_every_model_that_attends() -> None:
 
 
 def test_planted_truth_is_where_the_signal_is() -> None:
-    setting = planted.Setting(train=6, test=0, epochs=1, most=600, least=0.05, shift=2.5)
+    setting = planted.Setting(train=6, validation=0, test=0, epochs=1, most=600, least=0.05, shift=2.5, site_sd=0.02)
     bags, truths = planted.planted(setting.train, setting, seed=0)
     assert [bool(truth.any()) for truth in truths] == [False, True] * 3
     positive = [(bag.features[:, 0], truth) for bag, truth in zip(bags, truths, strict=True) if bag.label]
