@@ -12,6 +12,9 @@ BestBy = Literal["metrics", "loss"]
 ClassWeights = Literal["none", "inverse_frequency"]
 Precision = Literal["fp32", "bf16"]
 
+UNIFORM_ENTROPY = 0.99
+"""Entropy of an anchor's target, as a share of log N, above which its loss does little but flatten attention."""
+
 WIDTH_STEP = 8
 """Inner widths that are not published are multiples of this."""
 

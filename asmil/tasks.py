@@ -71,6 +71,10 @@ class Task(ABC):
     def rank(self, judged: dict[str, float]) -> tuple[float, float]:
         """Give what of two epochs is larger for the better one, of what `judge` gave."""
 
+    def ranks(self, judged: dict[str, float]) -> bool:  # noqa: ARG002
+        """Whether the bags that `judge` saw can tell a better epoch from a worse one."""
+        return True
+
     def scale(self, outputs: Floats) -> Scale:  # noqa: ARG002
         """Give what an output means, from the trained model's outputs [n, C] on the training bags."""
         return 0.0, 1.0
@@ -241,9 +245,13 @@ class SurvivalTask(Task):
         return {self.loss_name: loss, "c_index": concordance(outputs[:, 0], time, event)}
 
     def rank(self, judged: dict[str, float]) -> tuple[float, float]:
-        """Rank by concordance, by the loss where no order is known or two epochs are equal."""
+        """Rank by concordance, by the loss where two epochs are equal."""
         found = judged["c_index"]
         return 0.5 if math.isnan(found) else found, -judged[self.loss_name]
+
+    def ranks(self, judged: dict[str, float]) -> bool:
+        """Whether two of the bags are known to have an order."""
+        return not math.isnan(judged["c_index"])
 
     def scale(self, outputs: Floats) -> Scale:
         """Give minus the training bags' median: a risk of 0 is that of the typical training bag."""

@@ -46,7 +46,8 @@ class FitResult:
         One entry an epoch.
     best_epoch
         The epoch (from 1) that is best on the validation bags by `FitConfig.best_by`: as the task ranks them (for
-        classes: macro F1 + AUROC; ties: lower loss), or by the loss. Ties: the earlier epoch.
+        classes: macro F1 + AUROC; ties: lower loss), or by the loss. Ties: the earlier epoch. The last one where the
+        bags can rank none, as follow-ups of which no two have a known order.
     best_state
         The model's state dict at the end of that epoch, on the CPU.
     anchor_state
@@ -360,7 +361,10 @@ class Trainer:
 
     def _keep_if_best(self, judged: dict[str, float]) -> None:
         rank = self.task.rank(judged) if self.config.best_by == "metrics" else (-judged[self.task.loss_name], 0.0)
-        if rank > self._best.rank and self.epoch > self.config.best_from * self.config.epochs:
+        known = self.task.ranks(judged)
+        if not known and self.epoch == self.config.epochs:
+            logger.warning("the validation bags cannot tell a better epoch from a worse one; the last is kept")
+        if (rank > self._best.rank or not known) and self.epoch > self.config.best_from * self.config.epochs:
             state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self._best = _Best(epoch=self.epoch, rank=rank, state=state)
 

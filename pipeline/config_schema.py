@@ -61,13 +61,15 @@ def expected(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(str(value) for value in schema["enum"])
     if "anyOf" in schema:
-        return " or ".join(expected(option) for option in schema["anyOf"])
+        single = [option for option in schema["anyOf"] if "items" not in option]
+        listed = ["a list of them" for option in schema["anyOf"] if option.get("items") == {"anyOf": single}]
+        return " or ".join([*(expected(option) for option in (single if listed else schema["anyOf"])), *listed])
     if "items" in schema:
         return f"a list, each {expected(schema['items'])}"
     if "const" in schema:
         return str(schema["const"])
     if "pattern" in schema:
-        return f"text like {schema['pattern']}"
+        return str(schema.get("title", f"text like {schema['pattern']}"))
     kinds = {
         "integer": "a whole number",
         "number": "a number",

@@ -86,18 +86,23 @@ def check(config: Mapping[str, Any], schema: Path) -> Settings:
             raise ConfigError(
                 f"config: {name} {does} classes, of which task: {settings['task']} has none; set it to {off}"
             )
-    tasks.check_models(models(settings), task=settings["task"])
+    _check_anchor(settings)
+    tasks.check_models([architecture(model) for model in models(settings)], task=settings["task"])
     _check_colormap(settings["heatmap"]["colormap"])
     return _resolve_scale(settings)
 
 
 def _check_model(settings: Settings) -> None:
     """Refuse options of a model that do not fit each other, which a schema of single keys cannot see."""
+    seen: dict[tuple[str, str], str] = {}
     for model in models(settings):
+        same = seen.setdefault((architecture(model), anchor_options(settings, model)["mode"]), model)
+        if same != model:
+            raise ConfigError(f"config: model has {same} and {model}, which are trained alike; name one of them")
         having = model_options(settings, model)
         if "heads" not in having:
             continue
-        name = model if model in settings else f"baselines.{model}"
+        name = architecture(model) if architecture(model) in settings else f"baselines.{architecture(model)}"
         width, heads = having["d_inner"], having["heads"]
         shown = str(width)
         if width == "auto":
@@ -112,6 +117,17 @@ def _check_model(settings: Settings) -> None:
     if dropped.isdigit() and int(dropped) >= options["tokens"]:
         raise ConfigError(
             f"config: asmil.token_drop is {options['token_drop']} of {options['tokens']} tokens; one must be kept"
+        )
+
+
+def _check_anchor(settings: Settings) -> None:
+    """Refuse a start of the anchor's loss after the training's end."""
+    start, training = settings["anchor"]["start_epoch"], settings["training"]
+    used = any(anchor_options(settings, model)["mode"] != "none" for model in models(settings))
+    if used and training["recipe"] == "shared" and start > training["epochs"]:
+        raise ConfigError(
+            f"config: anchor.start_epoch is {start}, after the last of {training['epochs']} epochs: the anchor would do"
+            " nothing; start it sooner, or set anchor.mode to none"
         )
 
 
@@ -280,15 +296,33 @@ def _encoder(settings: Settings) -> encoders.EncoderSpec:
 
 
 def models(settings: Settings) -> list[str]:
-    """Give the names of the models: the first predicts and draws, the others are compared with it."""
+    """Give the models as the configuration names them: the first predicts and draws, the others are compared with it.
+
+    A name may end in what the anchor does in that one's training, as in `abmil+ema`.
+    """
     named: str | list[str] = settings["model"]
     return [named] if isinstance(named, str) else list(named)
 
 
-def model_options(settings: Settings, name: str) -> Settings:
+def architecture(model: str) -> str:
+    """Give the name that the code knows a model by, from how the configuration names it: abmil of `abmil+ema`."""
+    return model.partition("+")[0]
+
+
+def model_options(settings: Settings, model: str) -> Settings:
     """Give the section of a model."""
+    name = architecture(model)
     section: Settings = settings[name] if name in settings else settings["baselines"][name]
     return section
+
+
+def anchor_options(settings: Settings, model: str) -> Settings:
+    """Give the options of the anchor in a model's training: models of other authors have none unless asked for."""
+    name, _, mode = model.partition("+")
+    options: Settings = settings["anchor"]
+    mode = mode or (options["mode"] if name == "asmil" else "none")
+    # without an anchor its other options change nothing, and so must train nothing again
+    return {"mode": mode} if mode == "none" else {**options, "mode": mode}
 
 
 def private(settings: Settings) -> Path | None:

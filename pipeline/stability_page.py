@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asmil.options import UNIFORM_ENTROPY
 from pipeline import checksums
 from pipeline.charts import MOST_LINES, Line, line_chart
 
 Record = dict[str, NDArray[np.float64]]
-"""One model's `stability.csv`: a column an array; NaN where a cell is empty."""
+"""One model's `stability.csv`, and the anchor's part of its `history.csv`: a column an array; NaN for an empty cell."""
 
 SETTLED = 5
 """Last epochs that the table averages over."""
+
+DASH = "\N{EN DASH}"
 
 _CHARTS = (
     (
@@ -64,18 +67,34 @@ _COLUMNS = (
     ("top10_mass", "On ten patches"),
 )
 
+_ANCHOR_COLUMNS = (
+    ("anchor_kl", "Anchor: KL"),
+    ("anchor_target_entropy", "target's entropy / log N"),
+    ("anchor_positive_share", "share of z\N{PRIME} > 0"),
+)
+"""Of `history.csv`; shown where a model was trained with an anchor."""
+
 
 def read(models: Path) -> dict[int, Record]:
     """Read the stability record of every fold's model below `models`; folds that followed no slide are left out."""
     records = {}
     for path in models.glob("fold-*/stability.csv"):
         checksums.check(path)
-        with path.open(encoding="utf-8", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        if rows:
-            columns = {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0]}
-            records[int(path.parent.name.removeprefix("fold-"))] = columns
+        columns = _columns(path)
+        if not columns:
+            continue
+        history = path.with_name("history.csv")
+        if history.exists():
+            checksums.check(history)
+            columns |= {name: values for name, values in _columns(history).items() if name.startswith("anchor_")}
+        records[int(path.parent.name.removeprefix("fold-"))] = columns
     return dict(sorted(records.items()))
+
+
+def _columns(path: Path) -> Record:
+    with path.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return {name: np.array([float(row[name] or math.nan) for row in rows]) for name in (rows[0] if rows else ())}
 
 
 def render(
@@ -96,23 +115,33 @@ def render(
     by_model = {name: _mean(list(each.values())) for name, each in (compared or {}).items() if each}
     if len(by_model) < 2:
         by_model = {}
+    shown = {**by_fold, **{f"{name}, mean": record for name, record in by_model.items()}}
+    columns = [*_COLUMNS, *(_ANCHOR_COLUMNS if any("anchor_kl" in record for record in shown.values()) else ())]
     return {
         "charts": [*_charts(by_fold), *_charts(by_model, of=" of each model, mean of its folds")],
-        "columns": [label for _, label in _COLUMNS],
+        "columns": [label for _, label in columns],
         "rows": [
-            (name, [brief(record[column][-SETTLED:]) for column, _ in _COLUMNS])
-            for name, record in {**by_fold, **{f"{name}, mean": record for name, record in by_model.items()}}.items()
+            (name, [brief(record[column][-SETTLED:]) if column in record else DASH for column, _ in columns])
+            for name, record in shown.items()
         ],
         "slides": int(max(record["slides"].max() for record in records.values())),
         "settled": SETTLED,
+        "flattened": [name for name, record in shown.items() if _only_flattens(record)],
     }
+
+
+def _only_flattens(record: Record) -> bool:
+    """Whether the anchor's target was uniform at the end of the training."""
+    found = record.get("anchor_target_entropy", np.array([math.nan]))[-SETTLED:]
+    known = found[~np.isnan(found)]
+    return len(known) > 0 and float(known.mean()) > UNIFORM_ENTROPY
 
 
 def brief(values: NDArray[np.float64]) -> str:
     """Write the mean of the values that are known, in three digits; a dash where there is none."""
     known = values[~np.isnan(values)]
     if len(known) == 0:
-        return "\N{EN DASH}"
+        return DASH
     mean = float(known.mean())
     return f"{mean:.0f}" if mean >= 100 else f"{mean:.3g}" if abs(mean) >= 0.001 or mean == 0 else f"{mean:.1e}"
 

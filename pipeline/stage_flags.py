@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.cohort import Drawn, Override
-from pipeline.settings import Settings, model_options, models, plan, private
+from pipeline.settings import Settings, anchor_options, architecture, model_options, models, plan, private
 
 
 def flags(
@@ -70,9 +70,9 @@ def flags(
         case "train":
             name = model or models(settings)[0]
             values = {
-                "model": name,
+                "model": architecture(name),
                 "options": _json(model_options(settings, name)),
-                "anchor": _json(settings["anchor"]),
+                "anchor": _json(anchor_options(settings, name)),
                 # the memory for features changes no result, so it is not a parameter: see cache_mb
                 "training": _json({k: v for k, v in settings["training"].items() if k not in ("cache_gb", "recipe")}),
                 **_task(settings),

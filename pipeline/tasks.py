@@ -32,7 +32,8 @@ HEADLINE = {
 MAX_STRATA = 5
 """Parts of a number's range that folds are balanced in."""
 
-_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+_TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+"""What says in the event's column that it was seen; 1.0 is what pandas makes of 1 in a column with blanks."""
 
 
 def task_of(attributes: Mapping[str, Any]) -> str:
@@ -62,25 +63,31 @@ def label_text(row: Mapping[str, str], *, task: str, target: str, event: str, pl
         return text
     number = _number(text, column=target, place=place)
     if task == "regression":
-        return f"{number:.10g}"
+        return _shortest(number)
     if number <= 0:
         raise ConfigError(f"{place}: {target} is {text}; a time to an event or to the last contact is above 0")
-    seen = row[event].lower()
+    seen = row[event].strip().lower()
     if seen not in _TRUE + _FALSE:
         raise ConfigError(
             f"{place}: {event} is '{row[event]}'; write 1 where the event was seen and 0 where it was not"
         )
-    return f"{number:.10g}" + ("" if seen in _TRUE else "+")
+    return _shortest(number) + ("" if seen in _TRUE else "+")
 
 
 def _number(text: str, *, column: str, place: str) -> float:
     try:
-        number = float(text)
+        # Python also reads 1_000 and digits of other scripts, which no spreadsheet writes for a number
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(f"{place}: {column} is '{text}'; write a number, as in 12.5, or leave the cell empty")
     return number
+
+
+def _shortest(number: float) -> str:
+    """Write a number with as few digits as tell it from every other, a whole one without a point."""
+    return repr(number).removesuffix(".0")
 
 
 def follow_up(label: str) -> tuple[float, bool]:

@@ -22,7 +22,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "agreement": 1,
     "predict": 5,
     "heatmap": 4,
-    "report": 9,
+    "report": 10,
 }
 
 

@@ -1,6 +1,5 @@
 """The preset that trains as the authors' released code does; loading its weights is tested with the model."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -51,10 +50,8 @@ def test_released_preset_drops_a_fixed_number_of_tokens_half_unless_told() -> No
     assert ASMIL(WIDTH, 2, **released_code(tokens=6, dropped=1).model).dropped == 1
 
 
-def test_documented_configuration_is_that_of_the_preset() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
-    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    found, settings = yaml.safe_load(block[1]), released_code()
+def test_the_workflows_preset_is_that_of_python() -> None:
+    path = Path(__file__).parents[1] / "workflow" / "presets" / "released_code.yaml"
+    found, settings = yaml.safe_load(path.read_text(encoding="utf-8")), released_code()
     assert found["asmil"] == settings.model
     assert AnchorConfig(**found["anchor"]) == settings.anchor

@@ -192,6 +192,20 @@ def test_regression_finds_a_planted_number_in_its_own_unit() -> None:
     assert regression_metrics(np.array([bag.label for bag in test], dtype=float), predicted)["r2"] > 0.7
 
 
+def test_validation_that_knows_no_order_keeps_the_last_epoch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    training = planted(12, seed=1, survival=True)
+    # the only event comes last: it is compared with nobody
+    validation = [
+        Bag(bag.features, FollowUp(float(n + 1), n == 3), bag.name)
+        for n, bag in enumerate(planted(4, seed=2, survival=True))
+    ]
+    result = fit(
+        small(), training, validation, config=FitConfig(epochs=4, patience=1), task=SurvivalTask(risk_set=4), seed=0
+    )
+    assert result.best_epoch == 4
+    assert "cannot tell a better epoch from a worse one; the last is kept" in caplog.text
+
+
 @pytest.mark.parametrize("task", [Regression(), SurvivalTask(risk_set=4)])
 def test_resuming_is_bitwise_for_outcomes_too(task: Task) -> None:
     bags = planted(12, seed=1, survival=isinstance(task, SurvivalTask))

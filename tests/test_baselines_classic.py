@@ -1,6 +1,7 @@
 """What is particular to pooling, ABMIL, CLAM, DSMIL and TransMIL, and how models are configured; cases done by hand."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def ordered(options: dict[str, Any]) -> dict[str, Any]:
 def test_schema_and_configuration_name_every_model_of_the_registry() -> None:
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    single, several = schema["properties"]["model"]["anyOf"]
-    assert single["enum"] == several["items"]["enum"] == list(MODELS)
+    single, anchored, several = schema["properties"]["model"]["anyOf"]
+    assert single["enum"] == list(MODELS)
+    assert several["items"] == {"anyOf": [single, anchored]}
+    for name, named in MODELS.items():
+        assert bool(re.search(anchored["pattern"], f"{name}+ema")) == named.attends
     assert ["asmil", *config["baselines"]] == list(MODELS)
     assert list(schema["properties"]["baselines"]["properties"]) == list(config["baselines"])
 

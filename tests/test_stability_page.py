@@ -63,6 +63,23 @@ def test_table_averages_the_last_epochs_and_shows_a_dash_where_nothing_is_known(
     assert cells["Effective patches"] in ("1234", "1235")
 
 
+def test_a_target_that_only_flattens_is_named(tmp_path: Path) -> None:
+    for fold, entropy in ((0, 0.998), (1, 0.698)):
+        write(tmp_path, fold)
+        rows = [f"{epoch},0.25,{entropy},0.5" for epoch in range(1, 13)]
+        header = "epoch,anchor_kl,anchor_target_entropy,anchor_positive_share"
+        (tmp_path / f"fold-{fold}" / "history.csv").write_text("\n".join([header, *rows]) + "\n")
+    write(tmp_path / "other", 0)  # without an anchor
+    records = {"asmil": stability_page.read(tmp_path), "abmil": stability_page.read(tmp_path / "other")}
+    part = stability_page.render(records["asmil"], records)
+    assert part is not None
+    assert part["flattened"] == ["fold 0"]
+    cells = {name: dict(zip(part["columns"], row, strict=True)) for name, row in part["rows"]}
+    assert cells["fold 1"]["Anchor: KL"] == "0.25"
+    assert cells["asmil, mean"]["target's entropy / log N"] == "0.848"
+    assert cells["abmil, mean"]["Anchor: KL"] == "\N{EN DASH}"
+
+
 def test_more_models_than_can_be_told_apart_are_said_and_all_are_in_the_table(tmp_path: Path) -> None:
     for fold in range(20):
         write(tmp_path, fold)

@@ -24,14 +24,16 @@ def read(folder: Path, text: str, task: str) -> dict[str, str]:
 
 
 def test_follow_ups_are_written_as_in_r(tmp_path: Path) -> None:
-    text = "slide_id,months,died\na,34.20,1\nb,12,0\nc,,\nd,3e1,yes\ne,7,False\n"
-    assert read(tmp_path, text, "survival") == {"a": "34.2", "b": "12+", "c": "", "d": "30", "e": "7+"}
+    text = "slide_id,months,died\na,34.20,1\nb,12,0\nc,,\nd,3e1,Yes \ne,7,False\nf,8,1.0\n"
+    found = {"a": "34.2", "b": "12+", "c": "", "d": "30", "e": "7+", "f": "8"}
+    assert read(tmp_path, text, "survival") == found
     assert tasks.follow_up("34.2") == (34.2, True)
     assert tasks.follow_up("12+") == (12.0, False)
 
 
 def test_numbers_are_written_alike(tmp_path: Path) -> None:
-    assert read(tmp_path, "slide_id,score\na,1.50\nb,-2e-3\nc,\n", "regression") == {"a": "1.5", "b": "-0.002", "c": ""}
+    text = "slide_id,score\na,1.50\nb,-2e-3\nc,\nd,12345678901.0\n"
+    assert read(tmp_path, text, "regression") == {"a": "1.5", "b": "-0.002", "c": "", "d": "12345678901"}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_numbers_are_written_alike(tmp_path: Path) -> None:
         ("slide_id,months,died\na,soon,1\n", "survival", "line 2: months is 'soon'; write a number"),
         ('slide_id,score\na,"1,5"\n', "regression", "line 2: score is '1,5'; write a number, as in 12.5"),
         ("slide_id,score\na,nan\n", "regression", "line 2: score is 'nan'"),
+        ("slide_id,score\na,1_000\n", "regression", "line 2: score is '1_000'; write a number"),
+        ("slide_id,score\na,\u0661\u0662\n", "regression", "line 2: score is '\u0661\u0662'; write a number"),
         ("slide_id,score\na,inf\n", "regression", "line 2: score is 'inf'"),
     ],
 )

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 KERNEL = 33
 """Width of the convolution over the values, in tokens (TransMIL)."""
 
+MOST_STEPS = 20
+"""Of the iteration for the pseudo-inverse."""
+
 
 class NystromAttention(nn.Module):
     """Multi-head self-attention whose cost is linear in the number of tokens.
@@ -45,6 +48,10 @@ class NystromAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}; choose one so that it is")
+        if pinv_steps > MOST_STEPS:
+            raise ValueError(
+                f"pinv_steps is {pinv_steps}, it must be at most {MOST_STEPS}; more steps only add rounding"
+            )
         self.heads, self.landmarks, self.pinv_steps, self.compat = heads, landmarks, pinv_steps, compat
         self.scale = (width // heads) ** -0.5
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
@@ -89,7 +96,8 @@ class NystromAttention(nn.Module):
 def pseudo_inverse(matrices: Tensor, *, steps: int, shared_scale: bool = False) -> Tensor:
     """Approximate the Moore-Penrose inverse of softmax matrices [H, m, m], in float32 or better.
 
-    Six steps leave an error of a few per cent, on which trained weights of TransMIL depend; more converge.
+    Six steps leave an error of a few per cent, on which trained weights of TransMIL depend; 20 have converged. After 40
+    the rounding of singular matrices, as repeated patches make them, has grown beyond all bounds.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@ import gc
 import inspect
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -162,7 +163,7 @@ wildcard_constraints:
     slide=r"[^/]+",
     shown=r"[^/]+",
     fold=r"\d+",
-    model="|".join(MODEL_FOLDERS),
+    model="|".join(map(re.escape, MODEL_FOLDERS)),
 
 
 def heatmaps():
