@@ -69,8 +69,8 @@ _COLUMNS = (
 
 _ANCHOR_COLUMNS = (
     ("anchor_kl", "Anchor: KL"),
-    ("anchor_target_entropy", "target's entropy / log N"),
-    ("anchor_positive_share", "share of z\N{PRIME} > 0"),
+    ("anchor_target_entropy", "Target entropy / log N"),
+    ("anchor_positive_share", "Share of z\N{PRIME} > 0"),
 )
 """Of `history.csv`; shown where a model was trained with an anchor."""
 
