@@ -22,13 +22,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import store  # noqa: E402
+from pipeline.fingerprint import fingerprint  # noqa: E402
 
 READING = Path(__file__).with_name("reading.py")
 PATCH_PX, FOLDS = 224, 5
 LIMIT_S, LIMIT_MB = 2.0, 400.0
 
 
-def write_attention(path: Path, *, edge_px: int) -> int:
+def write_attention(path: Path, slide: Path, *, edge_px: int) -> int:
     """Write an attention artefact with a tile on every place of a slide; give their number."""
     steps = np.arange(edge_px // PATCH_PX)
     x, y = np.meshgrid(steps, steps)
@@ -61,7 +62,9 @@ def write_attention(path: Path, *, edge_px: int) -> int:
         "coords": coords,
         "probability": np.tile(np.array([[0.1, 0.9]], np.float32), (FOLDS, 1)),
     }
-    store.write(path, arrays, store.stage_attributes("predict", slide_id="big", fingerprint="f", **known))
+    store.write(
+        path, arrays, store.stage_attributes("predict", slide_id="big", fingerprint=fingerprint(slide), **known)
+    )
     return len(coords)
 
 
@@ -73,7 +76,7 @@ def draw(slide: Path, folder: Path) -> tuple[float, float, float]:
     command += [part for flag, name in outputs.items() for part in (flag, str(folder / name))]
     command += [part for pair in settings.items() for part in pair]
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -91,7 +94,7 @@ def main() -> None:
         folder = Path(name)
         slide = folder / "big.svs"
         subprocess.run([sys.executable, READING, "--write", slide, "--edge", str(edge_px)], check=True)
-        patches = write_attention(folder / "a.zarr.zip", edge_px=edge_px)
+        patches = write_attention(folder / "a.zarr.zip", slide, edge_px=edge_px)
         runs = [draw(slide, folder) for _ in range(1 if quick else 3)]
         sizes = {path.suffix: round(path.stat().st_size / 1e6, 2) for path in folder.glob("big.*") if path != slide}
     seconds, peak_mb = min(run[0] for run in runs), max(run[1] for run in runs)
