@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from asmil.errors import TrainingError
 from asmil.losses import Reduction, alignment_loss, kl_divergence, relative_entropy
 from asmil.normalizers import Center, center_logits, log_nsf, log_softmax
-from asmil.options import UNIFORM_ENTROPY, check_kinds
+from asmil.options import UNIFORM_ENTROPY, WARM_UP_EPOCHS, check_kinds
 from asmil.protocol import AttentionMIL
 from asmil.seeding import seeded
 
@@ -29,9 +29,6 @@ Init = Literal["copy", "random"]
 
 MIN_TEMPERATURE = 1e-3
 """Below it the division of logits overflows before the target says anything new: it is one-hot long before."""
-
-WARM_UP_EPOCHS = 5
-"""Epochs in which a uniform target is no news: every model starts with nearly uniform attention."""
 
 _STEPS = "anchor.steps"
 

@@ -15,6 +15,9 @@ Precision = Literal["fp32", "bf16"]
 UNIFORM_ENTROPY = 0.99
 """Entropy of an anchor's target, as a share of log N, above which its loss does little but flatten attention."""
 
+WARM_UP_EPOCHS = 5
+"""Epochs in which a uniform target is no news: every model starts with nearly uniform attention."""
+
 WIDTH_STEP = 8
 """Inner widths that are not published are multiples of this."""
 

@@ -250,8 +250,8 @@ class SurvivalTask(Task):
         return 0.5 if math.isnan(found) else found, -judged[self.loss_name]
 
     def ranks(self, judged: dict[str, float]) -> bool:
-        """Whether two of the bags are known to have an order."""
-        return not math.isnan(judged["c_index"])
+        """Whether two of the bags have a known order, or the loss tells something, as of events at one time."""
+        return not math.isnan(judged["c_index"]) or judged[self.loss_name] != 0
 
     def scale(self, outputs: Floats) -> Scale:
         """Give minus the training bags' median: a risk of 0 is that of the typical training bag."""

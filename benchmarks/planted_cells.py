@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--quick", action="store_true", help="changes nothing: a study is needed either way")
     args = parser.parse_args()
+    if (args.results is None) != (args.truth is None):
+        parser.error("give both --results and --truth")
     if None in (args.results, args.truth):
         print(json.dumps({"benchmark": "planted_cells", "ratio": None, "skipped": "give --results and --truth"}))
         return

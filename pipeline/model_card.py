@@ -64,7 +64,7 @@ def render(
     by_patient = (metrics["patients"] or {}).get("pooled") or {}
     decisions = metrics.get("decisions")
     return environment.get_template("model_card.md.jinja").render(
-        name=first["model"],
+        name=name_of(first),
         learned={"classification": " or ".join(map(cell, classes))}.get(task, task),
         output={
             "classification": "a probability of each class of a slide, a calibrated one, and a decision or none",
@@ -107,6 +107,13 @@ def render(
 def decided(pooled: Mapping[str, Mapping[str, float | None]]) -> str:
     """Say how right the decisions were; a figure of no slide is left out, one of 0 is not."""
     return "; ".join(f"{name} {figure(entry)}" for name, entry in pooled.items() if entry["value"] is not None)
+
+
+def name_of(description: Mapping[str, Any]) -> str:
+    """Name a model as the configuration does: with what the anchor did, where that is not what its name says alone."""
+    model, mode = description["model"], description["training"]["anchor"]["mode"]
+    usual = "ema" if model == "asmil" else "none"
+    return str(model) if mode == usual else f"{model}+{mode}"
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pipeline import (
 )
 from pipeline.evaluation import SlideResult
 from pipeline.flags import FLAGS
+from pipeline.json_text import parse_object
 from pipeline.report_charts import Chart
 from pipeline.tasks import CLASSIFICATION
 from pipeline.versions import __version__
@@ -140,9 +141,19 @@ def render(
         spoilt=spoilt(slides),
         label_counts=label_counts(slides, task=known["task"]),
         stability=stability,
+        anchors=anchor_modes(compared or {}),
         agreement=agreement_page.render(agreement or {}, show=show),
         level=f"{known['interval']['level']:.0%}",
     )
+
+
+def anchor_modes(folders: Mapping[str, Path]) -> dict[str, str]:
+    """Say what the anchor did in the training of the models in some folders; a dash where nothing is known of one."""
+    found = {}
+    for name, folder in folders.items():
+        first = next(iter(sorted(folder.glob("fold-*/model.json"))), None)
+        found[name] = "\N{EN DASH}" if first is None else parse_object(first.read_bytes())["training"]["anchor"]["mode"]
+    return found
 
 
 def _performance_charts(used: Sequence[SlideResult], metrics: Mapping[str, Any]) -> list[Chart]:

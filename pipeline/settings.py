@@ -127,7 +127,13 @@ def _check_anchor(settings: Settings) -> None:
     if used and training["recipe"] == "shared" and start > training["epochs"]:
         raise ConfigError(
             f"config: anchor.start_epoch is {start}, after the last of {training['epochs']} epochs: the anchor would do"
-            " nothing; start it sooner, or set anchor.mode to none"
+            " nothing; start it sooner, or train without it, as asmil+none"
+        )
+    mode, first = settings["anchor"]["mode"], models(settings)[0]
+    if not used and mode not in ("none", "ema"):
+        raise ConfigError(
+            f"config: anchor.mode is {mode}, but no model of the run is trained with an anchor; write"
+            f" {architecture(first)}+{mode}, or leave the mode at ema"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asmil.options import UNIFORM_ENTROPY
+from asmil.options import UNIFORM_ENTROPY, WARM_UP_EPOCHS
 from pipeline import checksums
 from pipeline.charts import MOST_LINES, Line, line_chart
 
@@ -46,7 +46,8 @@ _CHARTS = (
         "validation_partial_likelihood",
         "Validation loss",
         "Negative log partial likelihood",
-        "On slides of the inner validation part, nats an event; the epoch kept is the one of the best concordance.",
+        "On slides of the inner validation part, nats an event; the epoch kept is the one of the best concordance, or"
+        " the last where no two of the slides have a known order.",
     ),
     (
         "validation_squared_error",
@@ -126,14 +127,22 @@ def render(
         ],
         "slides": int(max(record["slides"].max() for record in records.values())),
         "settled": SETTLED,
-        "flattened": [name for name, record in shown.items() if _only_flattens(record)],
+        "flattened": [
+            *(name for name, record in by_fold.items() if _only_flattens(record)),
+            *(name for name, record in list(by_model.items())[1:] if _only_flattens(record)),
+        ],
     }
 
 
 def _only_flattens(record: Record) -> bool:
-    """Whether the anchor's target was uniform at the end of the training."""
-    found = record.get("anchor_target_entropy", np.array([math.nan]))[-SETTLED:]
-    known = found[~np.isnan(found)]
+    """Whether the target of an anchor was uniform at the end of a training that was long enough to tell.
+
+    The control that has a uniform target by intent has no anchor, whose logits could be positive.
+    """
+    if "anchor_positive_share" not in record:
+        return False
+    settled = record["anchor_target_entropy"][-SETTLED:][record["epoch"][-SETTLED:] > WARM_UP_EPOCHS]
+    known = settled[~np.isnan(settled)]
     return len(known) > 0 and float(known.mean()) > UNIFORM_ENTROPY
 
 

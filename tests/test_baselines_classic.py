@@ -40,6 +40,15 @@ def ordered(options: dict[str, Any]) -> dict[str, Any]:
 # configuration
 
 
+def test_more_steps_than_rounding_allows_are_refused() -> None:
+    with pytest.raises(ValueError, match="pinv_steps is 21, it must be at most 20"):
+        make("transmil", pinv_steps=21)
+    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    model = make("transmil", pinv_steps=20).eval()
+    repeated = rows[[0, 0, 1, 1, 2, 2, 0, 1]].repeat(1, model.d_in // 32)
+    assert torch.isfinite(model(repeated)[0]).all()
+
+
 def test_schema_and_configuration_name_every_model_of_the_registry() -> None:
     schema = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
     config = yaml.safe_load((ROOT / "config.yaml").read_text())

@@ -63,21 +63,36 @@ def test_table_averages_the_last_epochs_and_shows_a_dash_where_nothing_is_known(
     assert cells["Effective patches"] in ("1234", "1235")
 
 
+def write_history(folder: Path, fold: int, entropy: float, *, epochs: int = 12, uniform: bool = False) -> None:
+    header = "epoch,anchor_kl,anchor_target_entropy" + ("" if uniform else ",anchor_positive_share")
+    rows = [f"{epoch},0.25,{entropy}" + ("" if uniform else ",0.5") for epoch in range(1, epochs + 1)]
+    (folder / f"fold-{fold}" / "history.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
 def test_a_target_that_only_flattens_is_named(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("asmil", "abmil", "abmil+ema", "abmil+uniform")}
     for fold, entropy in ((0, 0.998), (1, 0.698)):
-        write(tmp_path, fold)
-        rows = [f"{epoch},0.25,{entropy},0.5" for epoch in range(1, 13)]
-        header = "epoch,anchor_kl,anchor_target_entropy,anchor_positive_share"
-        (tmp_path / f"fold-{fold}" / "history.csv").write_text("\n".join([header, *rows]) + "\n")
-    write(tmp_path / "other", 0)  # without an anchor
-    records = {"asmil": stability_page.read(tmp_path), "abmil": stability_page.read(tmp_path / "other")}
+        for folder in folders.values():
+            write(folder, fold)
+        write_history(folders["asmil"], fold, entropy)
+        write_history(folders["abmil+ema"], fold, 0.999)
+        write_history(folders["abmil+uniform"], fold, 1.0, uniform=True)  # which is what it is for
+    records = {name: stability_page.read(folder) for name, folder in folders.items()}
     part = stability_page.render(records["asmil"], records)
     assert part is not None
-    assert part["flattened"] == ["fold 0"]
+    assert part["flattened"] == ["fold 0", "abmil+ema"]
     cells = {name: dict(zip(part["columns"], row, strict=True)) for name, row in part["rows"]}
     assert cells["fold 1"]["Anchor: KL"] == "0.25"
     assert cells["asmil, mean"]["Target entropy / log N"] == "0.848"
     assert cells["abmil, mean"]["Anchor: KL"] == "\N{EN DASH}"
+
+
+def test_a_short_training_is_not_blamed_for_a_uniform_start(tmp_path: Path) -> None:
+    write(tmp_path, 0, epochs=5)
+    write_history(tmp_path, 0, 0.999, epochs=5)
+    part = stability_page.render(stability_page.read(tmp_path))
+    assert part is not None
+    assert part["flattened"] == []
 
 
 def test_more_models_than_can_be_told_apart_are_said_and_all_are_in_the_table(tmp_path: Path) -> None:

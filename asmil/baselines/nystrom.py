@@ -96,8 +96,8 @@ class NystromAttention(nn.Module):
 def pseudo_inverse(matrices: Tensor, *, steps: int, shared_scale: bool = False) -> Tensor:
     """Approximate the Moore-Penrose inverse of softmax matrices [H, m, m], in float32 or better.
 
-    Six steps leave an error of a few per cent, on which trained weights of TransMIL depend; 20 have converged. After 40
-    the rounding of singular matrices, as repeated patches make them, has grown beyond all bounds.
+    Six steps leave an error of a few per cent, on which trained weights of TransMIL depend; 20 have converged. With
+    singular matrices, as repeated patches make them, rounding has the upper hand at 30, and at 40 all is NaN.
 
     Parameters
     ----------

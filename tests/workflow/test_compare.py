@@ -31,7 +31,7 @@ def test_a_list_of_models_trains_only_the_further_ones_and_reports_all_side_by_s
     for name, mode in (("gated_abmil", "none"), ("gated_abmil+ema", "ema")):
         made = json.loads((folder / name / "fold-0" / "model.json").read_text())
         assert (made["model"], made["training"]["anchor"]["mode"]) == ("gated_abmil", mode)
-        assert f">{name}</th>" in page
+        assert f">{name}</th><td>{mode}</td>" in page
     assert finished.plan() == {}
     finished.configure(anchor={"beta": 0.2})  # which trains those with an anchor again
     assert finished.plan()["train_compared"] == 2
@@ -46,7 +46,8 @@ def test_another_first_model_trains_and_predicts_again_but_embeds_nothing(finish
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet", ["asmil", "resnet"], ["asmil", "asmil"], [], "abmil+em", "mean_pooling+ema", ["abmil+"]]
+    "model",
+    ["resnet", ["asmil", "resnet"], ["asmil", "asmil"], [], "abmil+em", "mean_pooling+ema", ["abmil+"], "abmil+ema\n"],
 )
 def test_unknown_or_repeated_models_end_with_one_sentence(fresh: Study, model: object) -> None:
     fresh.configure(model=model)
@@ -64,6 +65,10 @@ def test_unknown_or_repeated_models_end_with_one_sentence(fresh: Study, model: o
             "config: model has abmil and abmil+none, which are trained alike",
         ),
         ({"anchor": {"start_epoch": 51}}, "config: anchor.start_epoch is 51, after the last of"),
+        (
+            {"model": "abmil", "anchor": {"mode": "frozen"}},
+            "no model of the run is trained with an anchor; write abmil+fro",
+        ),
     ],
 )
 def test_anchors_that_change_nothing_are_refused(fresh: Study, settings: dict[str, object], said: str) -> None:
