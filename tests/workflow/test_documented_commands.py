@@ -24,6 +24,7 @@ def distinct(program: str) -> list[Documented]:
 @pytest.mark.parametrize("command", [found for found in distinct("snakemake") if not LOOKS & set(found.words)], ids=str)
 def test_a_documented_run_can_be_planned(fresh: Study, command: Documented) -> None:
     words = [str(fresh.folder) if word == "STUDY" else word for word in command.words[1:]]
+    words = [str(ROOT / word) if word.startswith("workflow/") else word for word in words]  # as typed in a clone
     planned = fresh.run(*words, "--dry-run")
     assert planned.code == 0, planned.output
     assert planned.jobs["tile"] == 7
