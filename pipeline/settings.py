@@ -121,7 +121,7 @@ def _check_model(settings: Settings) -> None:
 
 
 def _check_anchor(settings: Settings) -> None:
-    """Refuse a start of the anchor's loss after the training's end."""
+    """Refuse what would do nothing: a start after the training's end, and a mode that no model of the run takes."""
     start, training = settings["anchor"]["start_epoch"], settings["training"]
     used = any(anchor_options(settings, model)["mode"] != "none" for model in models(settings))
     if used and training["recipe"] == "shared" and start > training["epochs"]:
