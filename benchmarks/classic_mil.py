@@ -21,17 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from done import Done  # type: ignore[import-not-found]
-from lockstep import Lockstep, fits  # type: ignore[import-not-found]
+from lockstep import Lockstep  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from asmil.anchor import AnchorConfig, AnchorRegularizer
-from asmil.bags import Bag
-from asmil.inference import predict
-from asmil.registry import MODELS, NamedModel, build
+from asmil.anchor import AnchorConfig
+from asmil.options import FitConfig
+from asmil.registry import MODELS, build
 from asmil.seeding import seeded
-from asmil.training import FitConfig, Trainer
 
 SETS = ("musk1", "musk2", "elephant", "fox", "tiger")
 REPORTED = {"musk1": 97.1, "musk2": 96.8}
@@ -100,12 +98,6 @@ def follow(
         for fold in range(folds):
             with seeded(run.seed, fold, device=torch.device("cpu")):
                 models.append(build(name, bags[0].shape[1], 2))
-    if not fits(models[0]):
-        parts = [slice(folds * number, folds * (number + 1)) for number in range(len(runs))]
-        return [
-            _follow_singly(models[part], anchor, scaled[part], labels, division[part], config, seed=run.seed)
-            for run, part in zip(runs, parts, strict=True)
-        ]
     trains = np.array([np.isin(np.arange(len(bags)), train) for train, _ in division])
     stacked = [torch.from_numpy(np.stack([each[place] for each in scaled])) for place in range(len(bags))]
     trainer = Lockstep(models, stacked, labels.tolist(), trains, anchor=anchor, config=config, seed=runs[0].seed)
@@ -116,29 +108,6 @@ def follow(
             # one fold a seed tests the bag, and they come in the order of the seeds
             rows[:, epoch, place] = trainer.look(place, np.flatnonzero(~trains[:, place]))[0][:, 1]
     return list(rows)
-
-
-def _follow_singly(
-    models: Sequence[NamedModel],
-    anchor: AnchorConfig | None,
-    scaled: Sequence[Sequence[NDArray[np.float32]]],
-    labels: NDArray[np.int64],
-    division: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
-    config: FitConfig,
-    *,
-    seed: int,
-) -> Floats:
-    """Do as `follow`, one fold after the other, for models that cannot be trained in lockstep."""
-    rows = np.zeros((config.epochs, len(labels)))
-    for model, own, (train, test) in zip(models, scaled, division, strict=True):
-        training = [Bag(own[place], int(labels[place]), f"bag {place}") for place in train]
-        follower = None if anchor is None else AnchorRegularizer(model, anchor)
-        # the trainer asks for validation bags; what it finds on this one is not used
-        trainer = Trainer(model, training, training[:1], anchor=follower, config=config, seed=seed)
-        for epoch in range(config.epochs):
-            trainer.run_epoch()
-            rows[epoch, test] = [predict(model, own[place]).probabilities[1] for place in test]
-    return rows
 
 
 def judge(rows: Floats, labels: NDArray[np.int64], args: Run) -> dict[str, float]:

@@ -5,11 +5,11 @@ their time on nothing. Here the runs go through the bags in one common order, an
 what all of them compute. Every run has its own weights, AdamW state, noise, features (as its own fold standardises
 them) and anchor; a run whose test fold holds a bag leaves that step out. What is computed is what
 `asmil.training.Trainer` computes (tests/test_benchmarks.py compares the two), but for the order of bags, which seeds
-share, models that follow their own weights (MHIM), and weights that a bag does not use (CLAM's classifier of patches of
-the other class): they follow their momentum here and rest there.
+share.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +23,8 @@ from torch.func import functional_call, vmap
 
 from asmil.anchor import AnchorConfig
 from asmil.bags import Bag
+from asmil.baselines.bag_model import pool
+from asmil.baselines.mhim import MHIM
 from asmil.losses import alignment_loss, relative_entropy
 from asmil.normalizers import center_logits, log_nsf, log_softmax
 from asmil.options import FitConfig
@@ -33,11 +35,6 @@ from asmil.seeding import seeded
 _ORDER, _NOISE = 0, 1
 
 _Named = dict[str, Tensor]
-
-
-def fits(model: NamedModel) -> bool:
-    """Whether a model's training step depends on the weights and the bag alone, and not on earlier weights."""
-    return getattr(type(model), "end_step", None) in (None, TrainingHooks.end_step)
 
 
 class Lockstep:
@@ -76,27 +73,29 @@ class Lockstep:
                 places = np.flatnonzero(trains[run]).tolist()
                 own = [Bag(bags[place][run].numpy(), labels[place], f"bag {place}") for place in places]
                 model.prepare(own, seed=seed)
-        self.model: Any = copy.deepcopy(models[0])
+        self.model = _of_one_size(copy.deepcopy(models[0]))
         self.follower: Any = copy.deepcopy(models[0]).eval()
         self.hooks = self.model if isinstance(self.model, TrainingHooks) else TrainingHooks()
         self.bags, self.labels, self.trains, self.config, self.seed = bags, labels, trains, config, seed
-        self.names = [name for name, _ in models[0].named_parameters()]
-        self.shapes = [value.shape for _, value in models[0].named_parameters()]
-        self.sizes = [math.prod(shape) for shape in self.shapes]
-        # one block for all runs, so that a step gathers nothing; the optimizer sees its rows
-        self.stacked = torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
-        self.weights = [nn.Parameter(row) for row in self.stacked]
+        starts = [dict(model.named_parameters()) for model in models]
+        self.weights = {name: torch.stack([start[name].detach() for start in starts]) for name in starts[0]}
+        # the optimizer sees each run's row, so that a run can leave a step out
+        self.rows = [
+            {name: nn.Parameter(rows[run]) for name, rows in self.weights.items()} for run in range(len(models))
+        ]
         taken = [dict(model.named_buffers()) for model in models]
         self.buffers = {name: torch.stack([each[name] for each in taken]) for name in taken[0]}
         self.optimizer = torch.optim.AdamW(
-            self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            [row for rows in self.rows for row in rows.values()],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         late = anchor is not None and (anchor.start_epoch > 1 or anchor.ramp or anchor.update_every > 1)
         if late or (anchor is not None and anchor.init != "copy"):
             raise ValueError("in lockstep an anchor starts as the model and follows it from the first step on")
         self.anchor = anchor if anchor and anchor.mode != "none" and self.model.anchor_parameters() else None
-        # the whole model is kept as anchor, of which only what is upstream of the attention is used
-        self.anchors = self.stacked.clone()
+        self.anchors = {name: self.weights[name].clone() for name in self.model.anchor_parameters()}
         self.epoch = 0
         self.target_entropy = math.nan
 
@@ -117,27 +116,25 @@ class Lockstep:
         """Give some runs' class probabilities [r, C] of a bag and their attention [r, rows, N], in eval mode."""
         self.model.eval()
 
-        def one(weights: Tensor, buffers: _Named, features: Tensor) -> tuple[Tensor, Tensor]:
-            logits, attention = functional_call(self.model, self._named(weights) | buffers, (features,))
+        def one(own: _Named, features: Tensor) -> tuple[Tensor, Tensor]:
+            logits, attention = functional_call(self.model, own, (features,))
             return logits.softmax(-1), attention.softmax(-1).flatten(0, -2)
 
         places = torch.from_numpy(runs)
         # what is random here (the division of DTFD) is drawn from a fixed seed, the same for all
-        buffers = {name: rows[places] for name, rows in self.buffers.items()}
-        probabilities, attention = vmap(one, randomness="same")(self.stacked[places], buffers, self.bags[bag][places])
+        own = {name: rows[places] for name, rows in (self.weights | self.buffers).items()}
+        probabilities, attention = vmap(one, randomness="same")(own, self.bags[bag][places])
         return probabilities.numpy(), attention.numpy()
 
     @torch.no_grad()
     def scores(self, bag: int, run: int) -> NDArray[np.float32]:
         """Give one run's score of a bag's patches, [N]."""
-        nn.utils.vector_to_parameters(self.weights[run].detach(), self.follower.parameters())
-        for name, buffer in self.follower.named_buffers():
-            buffer.copy_(self.buffers[name][run])
+        self.follower.load_state_dict(self.state(run))
         return np.asarray(self.follower.score(self.bags[bag][run]).numpy())
 
-    def _named(self, flat: Tensor) -> _Named:
-        parts = zip(self.names, torch.split(flat, self.sizes), self.shapes, strict=True)
-        return {name: part.view(shape) for name, part, shape in parts}
+    def state(self, run: int) -> _Named:
+        """Give one run's parameters and buffers by their names; they move on with the run."""
+        return {name: rows[run] for name, rows in (self.weights | self.buffers).items()}
 
     def _step(self, bag: int, progress: float) -> Tensor:
         runs = np.flatnonzero(self.trains[:, bag])
@@ -146,36 +143,53 @@ class Lockstep:
         self.hooks.begin_step(progress)
         self.optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone, its moments too
         # all runs are computed, also the few that leave this step out: to gather the others costs more
-        everything = self.stacked.detach().requires_grad_()
+        leaves = {name: rows.detach().requires_grad_() for name, rows in self.weights.items()}
 
-        def one(weights: Tensor, anchor: Tensor, buffers: _Named, features: Tensor) -> tuple[Tensor, Tensor]:
-            own = {f"model.{name}": value for name, value in (self._named(weights) | buffers).items()}
-            loss, attention = functional_call(_Loss(self.model), own, (features, self.labels[bag]))
+        def one(own: _Named, anchor: _Named, features: Tensor) -> tuple[Tensor, Tensor]:
+            loss, attention = functional_call(_Loss(self.model), _of_model(own), (features, self.labels[bag]))
             if self.anchor is None:
                 return loss, loss.new_full((), math.nan)
-            target = self._log_target(self._named(anchor) | buffers, features, attention.detach())
+            target = self._log_target(own | anchor, features, attention.detach())
             aligned = alignment_loss(target, log_softmax(attention), reduction=self.anchor.reduction)
             return loss + self.anchor.beta * aligned, relative_entropy(target).mean()
 
         together = vmap(one, randomness="different")
-        losses, entropies = together(everything, self.anchors, self.buffers, self.bags[bag])
-        (gradients,) = torch.autograd.grad(losses.sum(), everything)
-        norms = gradients.norm(dim=1, keepdim=True)  # each run by its own
-        if bool((norms > self.config.gradient_clip).any()):
-            gradients *= (self.config.gradient_clip / (norms + 1e-6)).clamp(max=1)
-        for run in runs:
-            self.weights[run].grad = gradients[run]
-        self.optimizer.step()
+        losses, entropies = together(leaves | self.buffers, self.anchors, self.bags[bag])
+        self._descend(losses, leaves, runs)
+        self._end_step(runs)
         self._follow(runs)
         return entropies.detach()[torch.from_numpy(runs)].mean()
+
+    def _descend(self, losses: Tensor, leaves: _Named, runs: NDArray[np.intp]) -> None:
+        """Take an optimizer step along the gradients of some runs; a weight that a bag does not use rests."""
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        # the fused AdamW takes a gradient of other strides than its weight's for one of the same
+        gradients = {name: each.contiguous() for name, each in zip(leaves, found, strict=True) if each is not None}
+        norms = torch.stack([each.flatten(1).norm(dim=1) for each in gradients.values()]).norm(dim=0)  # of each run
+        if bool((norms > self.config.gradient_clip).any()):
+            shares = (self.config.gradient_clip / (norms + 1e-6)).clamp(max=1)
+            for each in gradients.values():
+                each *= _beside(shares, each)
+        for run in runs:
+            for name, each in gradients.items():
+                self.rows[run][name].grad = each[run]
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def _end_step(self, runs: NDArray[np.intp]) -> None:
+        """Let the models that took a step change their own weights after it, as a teacher that follows them does."""
+        if getattr(type(self.model), "end_step", TrainingHooks.end_step) is TrainingHooks.end_step:
+            return
+        ending = _EndStep(self.model)
+        for run in runs:
+            functional_call(ending, _of_model(self.state(int(run))), ())  # in place
 
     def _log_target(self, weights: _Named, features: Tensor, online: Tensor) -> Tensor:
         assert self.anchor is not None
         if self.anchor.mode == "uniform":
             return log_softmax(torch.zeros_like(online), online > -torch.inf)
         call = _AttentionLogits(self.follower)
-        own = {f"model.{name}": value for name, value in weights.items()}
-        logits = functional_call(call, own, (features, self.model.context)).detach()
+        logits = functional_call(call, _of_model(weights), (features, self.model.context)).detach()
         logits = center_logits(logits, center=self.anchor.center, quantile=self.anchor.quantile)
         if self.anchor.target == "softmax":
             return log_softmax(logits / self.anchor.temperature)
@@ -186,12 +200,25 @@ class Lockstep:
         if self.anchor is None or self.anchor.mode != "ema":
             return
         half_life = self.anchor.half_life_epochs
+        moves = torch.zeros(len(self.trains))
+        for run in runs:
+            momentum = self.anchor.momentum
+            if half_life is not None:
+                momentum = 0.5 ** (1 / (half_life * int(self.trains[run].sum())))
+            moves[run] = 1 - momentum
         with torch.no_grad():
-            for run in runs:
-                momentum = self.anchor.momentum
-                if half_life is not None:
-                    momentum = 0.5 ** (1 / (half_life * int(self.trains[run].sum())))
-                self.anchors[run].lerp_(self.weights[run], 1 - momentum)
+            for name, rows in self.anchors.items():
+                rows.lerp_(self.weights[name], _beside(moves, rows))
+
+
+def _of_model(weights: _Named) -> _Named:
+    """Name weights as the modules below do, which hold the model."""
+    return {f"model.{name}": value for name, value in weights.items()}
+
+
+def _beside(values: Tensor, rows: Tensor) -> Tensor:
+    """Shape one value a run, [R], so that it broadcasts against `rows` [R, ...]."""
+    return values.to(rows.dtype).view(-1, *(1,) * (rows.ndim - 1))
 
 
 class _Loss(nn.Module):
@@ -212,6 +239,18 @@ class _Loss(nn.Module):
         return self.hooks.objective(F.cross_entropy(logits, torch.tensor(label)), label), attention
 
 
+class _EndStep(nn.Module):
+    """A model whose forward pass ends a step, for `functional_call`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> None:
+        """Change the weights in place."""
+        self.model.end_step()
+
+
 class _AttentionLogits(nn.Module):
     """A model whose forward pass gives the attention logits alone, for `functional_call`."""
 
@@ -223,3 +262,17 @@ class _AttentionLogits(nn.Module):
         """Give the attention logits of one bag."""
         logits: Tensor = self.model.attention_logits(features, None, context)
         return logits
+
+
+def _of_one_size(model: Any) -> Any:
+    """Let MHIM compute hidden patches too: runs hide different numbers of them, and one operation has one size."""
+    if isinstance(model, MHIM):
+        model.learn_from = functools.partial(_learn_from_masked, model)  # type: ignore[method-assign]
+    return model
+
+
+def _learn_from_masked(model: MHIM, features: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as `MHIM.learn_from`, with the hidden patches computed too and given no weight."""
+    hidden = model.student.project(features)
+    attention_logits = model.student.attend(hidden).masked_fill(~kept, -torch.inf)
+    return pool(attention_logits, hidden).squeeze(0), attention_logits

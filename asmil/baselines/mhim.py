@@ -104,26 +104,31 @@ class MHIM(BagModel):
             taught, teacher_logits = self.teacher.bag_vector(features)
         kept = self.draw_kept(teacher_logits.squeeze(0))
         self.context = kept
-        found, attention_logits = self.student.bag_vector(features[kept])
+        found, attention_logits = self.learn_from(features, kept)
         self.keep(taught=taught, found=found)
         logits: Tensor = self.student.classify(found)
-        return logits, _spread(attention_logits, kept)
+        return logits, attention_logits
+
+    def learn_from(self, features: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the student's bag vector [E] of the kept patches alone, and its logits [1, N], -inf on the hidden."""
+        found, attention_logits = self.student.bag_vector(features[kept])
+        return found, _spread(attention_logits, kept)
 
     def draw_kept(self, teacher_logits: Tensor) -> Tensor:
         """Choose the patches that the student sees, bool [N], from the teacher's logits [N]; at least one."""
         count, device = len(teacher_logits), teacher_logits.device
         order = teacher_logits.argsort(descending=True, stable=True)
         easy = order[: math.ceil(self.high_ratio * self._easy_share * count)]
+        some = easy[torch.randperm(len(easy), device=device)[: math.ceil(self.high_hidden * len(easy))]]
+        drawn = torch.randperm(count, device=device)
         hidden = [
-            easy[torch.randperm(len(easy), device=device)[: math.ceil(self.high_hidden * len(easy))]],
-            torch.randperm(count, device=device)[: math.ceil(self.random_ratio * count)],
+            some,
+            drawn[: math.ceil(self.random_ratio * count)],
             order[count - math.ceil(self.low_ratio * count) :],
         ]
-        kept = torch.ones(count, dtype=torch.bool, device=device)
-        kept[torch.cat(hidden)] = False
-        if not kept.any():
-            kept[torch.randint(count, (1,), device=device)] = True
-        return kept
+        kept = torch.ones(count, dtype=torch.bool, device=device).scatter(0, torch.cat(hidden), False)
+        # without a look at the result, which would stall a GPU
+        return kept | (~kept.any() & (torch.arange(count, device=device) == drawn[-1]))
 
     def bag_attention_logits(self, features: Tensor, context: Any) -> Tensor:
         """Give the student's attention logits [1, N] of one bag, -inf where `context` says that a patch is hidden."""
