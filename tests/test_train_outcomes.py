@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asmil.anchor import AnchorConfig
 from asmil.training import FitConfig
 from pipeline import predict, store
+from pipeline.errors import ConfigError
 from pipeline.model_folder import load_model
 from tests.test_train import ROLES, Fold, table
 
@@ -85,6 +87,11 @@ def test_recipe_of_the_source_takes_the_place_of_the_shared_one(tmp_path: Path) 
     assert training["recipe"] == "source"
     assert (training["epochs"], training["learning_rate"], training["gradient_clip"]) == (50, 1e-4, 1.0)
     assert len(table(folder / "history.csv")) == 50
+
+
+def test_anchor_that_acts_only_after_the_sources_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"anchor\.start_epoch is 51, but asmil's own recipe has 50 epochs"):
+        Fold(tmp_path).train(recipe="source", anchor=AnchorConfig(start_epoch=51))
 
 
 def test_value_of_an_outcome_is_the_scaled_output_of_the_model(tmp_path: Path) -> None:
