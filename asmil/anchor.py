@@ -321,9 +321,9 @@ def _spread(mask: Tensor | None, logits: Tensor) -> Tensor | None:
     return mask.view(mask.shape[0], *(1,) * (logits.ndim - 2), mask.shape[1])
 
 
-def _owner(model: AttentionMIL, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
+def _path(name: str) -> str:
+    """Give where in the model the module is that owns a parameter."""
+    return name.rpartition(".")[0]
 
 
 def _keep_upstream(anchor: AttentionMIL) -> frozenset[str]:
@@ -333,26 +333,39 @@ def _keep_upstream(anchor: AttentionMIL) -> frozenset[str]:
         raise ValueError(f"anchor_parameters() names {', '.join(sorted(unknown))}, which the model does not have")
     for name, parameter in parameters.items():
         if name in upstream:
-            value = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
-        else:
+            value = parameter.detach().to(_wide(parameter))
+        else:  # as wide, for a model that takes its features in the kind of any of its parameters
             value = _nothing_like(parameter, parameter.device)
-        module, leaf = _owner(anchor, name)
-        module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        owner = anchor.get_submodule(_path(name))
+        owner.register_parameter(name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+    for _, buffer in anchor.named_buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(_wide(buffer))
     return frozenset(upstream)
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _nothing_like(parameter: Tensor, device: torch.device) -> Tensor:
     """Give a tensor of NaN of a parameter's shape that takes the storage of one number."""
-    return torch.full((), torch.nan, dtype=parameter.dtype, device=device).expand(parameter.shape)
+    return torch.full((), torch.nan, dtype=_wide(parameter), device=device).expand(parameter.shape)
 
 
 def _redraw(anchor: AttentionMIL, *, seed: int) -> None:
-    """Draw the modules of the upstream parameters anew, as their own initialisation does."""
-    owners = {id(module): module for module, _ in (_owner(anchor, name) for name in anchor.anchor_parameters())}
+    """Draw the modules of the upstream parameters anew, as the model's own initialisation does.
+
+    The modules that hold them come after them: a model may draw the weights of its layers in its own way.
+    """
+    owners = {path: anchor.get_submodule(path) for path in map(_path, anchor.anchor_parameters())}
+    for module in owners.values():
+        if not hasattr(module, "reset_parameters"):
+            raise ValueError(f"anchor init is 'random', but {type(module).__name__} has no reset_parameters()")
+    paths = {".".join(parts[:end]) for parts in (path.split(".") for path in owners) for end in range(len(parts) + 1)}
     devices = {parameter.device for parameter in anchor.parameters()}
     with seeded(seed, device=next(iter(devices))):
-        for module in owners.values():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is None:
-                raise ValueError(f"anchor init is 'random', but {type(module).__name__} has no reset_parameters()")
-            reset()
+        for path in sorted(paths, key=lambda path: (-len(path.split(".")) * bool(path), path)):
+            reset = getattr(anchor.get_submodule(path), "reset_parameters", None)
+            if reset is not None:
+                reset()

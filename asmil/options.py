@@ -107,7 +107,8 @@ class FitConfig:
     gradient_clip
         Largest norm of the gradient; > 0.
     class_weights
-        "inverse_frequency" weights the cross-entropy of class c by n / (C n_c) of the training bags.
+        "inverse_frequency" weights the cross-entropy of class c by n / (C n_c) of the n training bags, in which C
+        classes occur.
     patience
         Stop after so many epochs without a better one; None never stops early.
     stop_from
@@ -117,7 +118,8 @@ class FitConfig:
     best_from
         The share of the epochs before which none is kept as the best, in [0, 1).
     balanced
-        Draw the bags of an epoch with replacement, so that every class is as likely; classes only.
+        Draw the bags of an epoch with replacement, so that every class is as likely; classes only, and without
+        `class_weights`, which would weigh the rare ones a second time.
     accumulate
         Bags whose gradients are averaged into one optimizer step, >= 1; exact, and no larger in memory than one bag.
     entropy_weight
@@ -131,7 +133,7 @@ class FitConfig:
     Raises
     ------
     ValueError
-        If a value is of another kind, or out of its range.
+        If a value is of another kind, or out of its range, or rare classes would be weighed twice.
     """
 
     epochs: int = 50
@@ -167,6 +169,8 @@ class FitConfig:
         for name, fits in ranges.items():
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}, which is out of its range")
+        if self.balanced and self.class_weights != "none":
+            raise ValueError("balanced and class_weights would both weigh rare classes; leave one of them out")
 
     def rate_at(self, progress: float) -> float:
         """Give the learning rate of a step before which a share `progress` of all steps is done."""

@@ -96,9 +96,9 @@ class Classification(Task):
         labels = [_as_index(label) for label in read_labels(training)]
         if config.class_weights == "inverse_frequency":
             count = Counter(labels)
-            # a class without a training bag has a weight that is never used
+            # of the classes that occur, so that the mean over the bags is 1; another's weight is never used
             self.class_weights = [
-                len(training) / (classes * count[index]) if count[index] else 0.0 for index in range(classes)
+                len(training) / (len(count) * count[index]) if count[index] else 0.0 for index in range(classes)
             ]
         if config.balanced:
             count = Counter(labels)

@@ -259,10 +259,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         compared = self._compare(places, number) if self.task.compares_bags else None
         penalty = self.config.entropy_weight_at(self._progress(number)) if self.penalised else 0.0
-        names, values = [], []
+        values = []
         for position, place in enumerate(places):
             bag = self.training[place]
-            names.append(bag.name)
             if compared is None:
                 values.append(self._backward(bag, share=1 / len(places), penalty=penalty))
                 continue
@@ -273,8 +272,9 @@ class Trainer:
         # read together: on a GPU that is one synchronisation a step
         table = torch.stack([torch.stack([*row, norm.detach().float()]) for row in values]).tolist()
         rows = [dict(zip(self._numbers, row, strict=True)) for row in table]
-        for name, row in zip(names, rows, strict=True):
-            self._check_finite(row, name)
+        for place, row in zip(places, rows, strict=True):
+            if not all(map(math.isfinite, row.values())):
+                raise self._not_finite(row, self.training[place])
         self.optimizer.step()
         self.hooks.end_step()
         if self.anchor is not None:
@@ -345,12 +345,13 @@ class Trainer:
             return self.anchor.loss(attention_logits, features, context=context), weight
         return self.anchor.loss(attention_logits.detach(), features, context=context), 0.0
 
-    def _check_finite(self, numbers: Mapping[str, float], name: str) -> None:
-        for what, value in numbers.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name}: the {what.replace('_', ' ')} is {value} in epoch {self.epoch}; lower the learning rate"
-                )
+    def _not_finite(self, numbers: Mapping[str, float], bag: Bag) -> TrainingError:
+        what, value = next(each for each in numbers.items() if not math.isfinite(each[1]))
+        what, largest = what.replace("_", " "), float(self._checked(bag)[0].abs().max())
+        return TrainingError(
+            f"{bag.name}: the {what} is {value} in epoch {self.epoch} for features up to {largest:.3g};"
+            " lower the learning rate"
+        )
 
     def _learning_rate(self, number: int) -> float:
         return self.config.rate_at(self._progress(number))

@@ -215,7 +215,9 @@ def run(
     if not rows:
         raise ConfigError(f"{splits} has no fold {fold}; run the workflow again")
     if recipe == "source" and model in MODELS:
-        keys = ("gradient_clip", "class_weights", "entropy_weight", "precision")
+        keys = {"gradient_clip", "class_weights", "entropy_weight", "precision"}
+        if MODELS[model].recipe.balanced:  # it draws rare classes more often instead
+            keys -= {"class_weights"}
         kept = {key: getattr(training, key) for key in keys}
         training, model_options = source_config(model, **kept), {**model_options, **MODELS[model].source_options}
         if anchor.mode != "none" and anchor.start_epoch > training.epochs:

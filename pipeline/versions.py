@@ -17,7 +17,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "tile": 5,
     "embed": 2,
     "split": 1,
-    "train": 7,
+    "train": 8,
     "compare": 1,
     "agreement": 1,
     "predict": 5,

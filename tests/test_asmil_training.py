@@ -20,6 +20,7 @@ from asmil.losses import relative_entropy
 from asmil.model import ASMIL
 from asmil.normalizers import log_softmax
 from asmil.registry import MODELS, build
+from asmil.tasks import Classification
 from asmil.training import FitConfig, FitResult, Trainer, fit
 
 WIDTH = 16
@@ -352,6 +353,24 @@ def test_bags_are_read_once_an_epoch_and_labels_without_the_bags() -> None:
     config = FitConfig(epochs=2, class_weights="inverse_frequency")
     fit(small(), training, validation, config=config, seed=0)
     assert (training.read, validation.read) == (2 * len(TRAINING), 2 * len(VALIDATION))
+
+
+def test_class_weights_of_a_fold_without_one_of_the_classes_average_to_one() -> None:
+    task = Classification()
+    task.begin(TRAINING, classes=3, config=FitConfig(class_weights="inverse_frequency"))
+    assert len(set(read_labels(TRAINING))) == 2
+    assert np.mean([task.weight(label) for label in read_labels(TRAINING)]) == pytest.approx(1)
+
+
+def test_classes_that_are_drawn_alike_are_not_weighed_too() -> None:
+    with pytest.raises(ValueError, match="would both weigh rare classes"):
+        FitConfig(balanced=True, class_weights="inverse_frequency")
+
+
+def test_training_bag_that_overflows_the_model_is_named_with_its_largest_feature() -> None:
+    huge = Bag(torch.full((5, WIDTH), 3e38), 0, "slide-8")
+    with pytest.raises(TrainingError, match=r"^slide-8: the loss is .* in epoch 1 for features up to 3e\+38; lower"):
+        fit(small(), [*TRAINING, huge], VALIDATION, config=QUICK, seed=0)
 
 
 def test_class_weights_scale_the_loss_of_single_bags() -> None:

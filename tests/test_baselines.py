@@ -225,6 +225,26 @@ def test_anchor_can_start_from_a_draw_of_its_own(name: str) -> None:
     model.train()
     _, attention_logits = model(patches(20))
     assert anchor.loss(attention_logits, patches(20), context=model.context).isfinite()
+    drawn = dict(anchor.anchor.named_parameters())
+    for upstream in model.anchor_parameters():
+        own, other = dict(model.named_parameters())[upstream], drawn[upstream]
+        if own.unique().numel() == 1 < own.numel():  # zero biases, the scales of a norm
+            assert torch.equal(own, other), upstream
+        elif own.numel() > 1:
+            assert not torch.equal(own, other)
+            assert other.std().item() == pytest.approx(own.std().item(), rel=0.15 + 3 / own.numel() ** 0.5), upstream
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+def test_model_of_bfloat16_weights_has_an_anchor_of_float32(name: str) -> None:
+    model = make(name).to(torch.bfloat16).train()
+    anchor = AnchorRegularizer(model)
+    _, attention_logits = model(patches(20))
+    loss = anchor.loss(attention_logits, patches(20), context=model.context)
+    assert loss.isfinite()
+    anchor.step()
+    assert anchor.anchor is not None
+    assert {value.dtype for value in anchor.anchor.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -71,6 +71,7 @@ class Fold:
 
     def train(self, name: str = "fold-0", **changed: Any) -> Path:
         options: dict[str, Any] = {
+            "model": "asmil",
             "model_options": {"d_inner": 8, "tokens": 2, "heads": 2},
             "anchor": AnchorConfig(),
             "training": FitConfig(epochs=7, learning_rate=1e-3),
@@ -84,7 +85,6 @@ class Fold:
             splits=self.folder / "splits.csv",
             bags=self.folder / "bags",
             folder=self.folder / name,
-            model="asmil",
             **options,
         )
         return self.folder / name

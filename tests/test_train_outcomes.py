@@ -89,6 +89,13 @@ def test_recipe_of_the_source_takes_the_place_of_the_shared_one(tmp_path: Path) 
     assert len(table(folder / "history.csv")) == 50
 
 
+def test_recipe_that_draws_classes_alike_takes_no_class_weights(tmp_path: Path) -> None:
+    weighed = FitConfig(class_weights="inverse_frequency")
+    folder = Fold(tmp_path).train(model="clam_sb", model_options={}, recipe="source", training=weighed)
+    training = json.loads((folder / "model.json").read_text())["training"]
+    assert (training["balanced"], training["class_weights"]) == (True, "none")
+
+
 def test_anchor_that_acts_only_after_the_sources_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"anchor\.start_epoch is 51, but asmil's own recipe has 50 epochs"):
         Fold(tmp_path).train(recipe="source", anchor=AnchorConfig(start_epoch=51))

@@ -91,9 +91,17 @@ class MHIM(BagModel):
         self.high_ratio, self.high_hidden, self.random_ratio = high_ratio, high_hidden, random_ratio
         self.low_ratio, self.consistency_weight, self.momentum = low_ratio, consistency_weight, momentum
         self.student = student
-        _draw_xavier(student)
+        self.reset_parameters()
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self._easy_share = 1.0
+
+    def reset_parameters(self) -> None:
+        """Draw the student's weights as the source does: Xavier normal, zero biases."""
+        for module in self.student.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def classify_bag(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Give logits [C] and attention logits [1, N], -inf on hidden patches; `context`: bool [N], which are kept."""
@@ -175,15 +183,6 @@ class MHIM(BagModel):
         super().train(mode)
         self.teacher.eval()
         return self
-
-
-def _draw_xavier(model: nn.Module) -> None:
-    """Draw weights as the source does: Xavier normal, zero biases."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _spread(attention_logits: Tensor, kept: Tensor) -> Tensor:

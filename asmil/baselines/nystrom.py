@@ -65,7 +65,7 @@ class NystromAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Give the tokens' new vectors [n, E] from what `split` gives."""
-        found = self.attend(query, key, value) + self.local(value[None])[0]
+        found = self.attend(query, key, value).to(value.dtype) + self.local(value[None])[0]
         output: Tensor = self.to_output(found.transpose(0, 1).flatten(1))
         return output
 
