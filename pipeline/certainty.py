@@ -50,73 +50,92 @@ def figures(used: "Sequence[SlideResult]", *, interval: Interval) -> dict[str, A
     calibrated = np.array([found.calibrated for found in known])
     plain = np.array([found.probabilities for found in known])
     whole = figures_of(classification_statistic(labels, calibrated), [slide.patient_id for slide in used], interval)
-    right = calibrated.argmax(axis=1) == labels
+    right, patients = calibrated.argmax(axis=1) == labels, np.array([slide.patient_id for slide in used])
     certain = {"confidence": calibrated.max(axis=1), "ood": -np.array([found.ood_score for found in known])}
     return empty | {
         "calibrated": {name: whole[name] for name in CALIBRATED},
-        "reliability": {"uncalibrated": reliability(labels, plain), "calibrated": reliability(labels, calibrated)},
+        "reliability": {
+            "uncalibrated": reliability(labels, plain, patients),
+            "calibrated": reliability(labels, calibrated, patients),
+        },
         "decisions": decisions(used),
-        "abstention": {name: abstention(right, score) for name, score in certain.items() if np.isfinite(score).all()},
+        "abstention": {
+            name: abstention(right, score, patients) for name, score in certain.items() if np.isfinite(score).all()
+        },
     }
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Give Wilson's interval of a share (1927, J. Am. Stat. Assoc. 22), n > 0."""
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Give Wilson's interval of a share of n > 0 (1927, J. Am. Stat. Assoc. 22)."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    share, width = hits / n, z * z / n
+    width = z * z / n
     centre = (share + width / 2) / (1 + width)
     half = z / (1 + width) * float(np.sqrt(share * (1 - share) / n + width / (4 * n)))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _shares(right: NDArray[np.bool_]) -> dict[str, float]:
-    low, high = wilson(int(right.sum()), len(right))
-    return {"n": len(right), "accuracy": float(right.mean()), "low": low, "high": high}
+def share_of(right: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, float | None]:
+    """Give the share of some slides that are right, and Wilson's interval of it; None of no slide.
+
+    A patient's slides are not independent. The interval takes them for repetitions of one: n is Kish's effective number
+    (Survey Sampling, 1965), (sum n_p)^2 / sum n_p^2 of n_p slides of patient p. Unlike resampling it keeps its width
+    where all slides are right.
+    """
+    if len(right) == 0:
+        return dict.fromkeys(("value", "low", "high"))
+    slides = np.unique(patients, return_counts=True)[1]
+    value = float(right.mean())
+    low, high = wilson(value, float(slides.sum() ** 2 / (slides**2).sum()))
+    return {"value": value, "low": low, "high": high}
 
 
-def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[dict[str, float]]:
+def _group(right: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, float | None]:
+    found = share_of(right, patients)
+    return {"n": len(right), "accuracy": found["value"], "low": found["low"], "high": found["high"]}
+
+
+def reliability(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], patients: NDArray[np.str_]
+) -> list[dict[str, float | None]]:
     """Give confidence and accuracy of groups of equal size, by rising probability of the most probable class."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, min(GROUPS, max(1, len(order) // FEWEST)))
-    return [{**_shares(right[part]), "confidence": float(confidence[part].mean())} for part in parts]
+    return [{**_group(right[part], patients[part]), "confidence": float(confidence[part].mean())} for part in parts]
 
 
-def abstention(right: NDArray[np.bool_], certain: NDArray[np.float64]) -> list[dict[str, float]]:
+def abstention(
+    right: NDArray[np.bool_], certain: NDArray[np.float64], patients: NDArray[np.str_]
+) -> list[dict[str, float | None]]:
     """Give the accuracy where only the most certain share (`coverage`) of the slides is decided."""
     order = np.argsort(-certain, kind="stable")
     counts = [max(1, round(coverage * len(order))) for coverage in COVERAGES]
-    return [{"coverage": count / len(order), **_shares(right[order[:count]])} for count in dict.fromkeys(counts)]
+    surest = [order[:count] for count in dict.fromkeys(counts)]
+    return [{"coverage": len(part) / len(order), **_group(right[part], patients[part])} for part in surest]
 
 
 def decisions(used: "Sequence[SlideResult]") -> dict[str, Any]:
-    """Give how many slides were decided, how well, and why the others were not; intervals are Wilson's."""
+    """Give how many slides were decided, how well, and why the others were not; intervals as `share_of`."""
     decided = [s for s in used if s.prediction is not None and s.prediction.decision != ABSTAINED]
     said = [reason for s in used if s.prediction is not None for reason in s.prediction.decision_reason.split("; ")]
     reasons = Counter(reason for reason in said if reason not in ("", UNKNOWN))
     classes = next((slide.prediction.classes for slide in used if slide.prediction is not None), ())
     pairs = Counter((slide.label, slide.prediction.decision) for slide in decided if slide.prediction is not None)
     confusion = [[pairs[label, name] for name in classes] for label in classes]
-    counts = {"accuracy": (sum(confusion[place][place] for place in range(len(classes))), len(decided))}
+    labels, patients = (np.array([getattr(slide, name) for slide in decided]) for name in ("label", "patient_id"))
+    right = np.array([s.prediction.decision == s.label for s in decided if s.prediction is not None], dtype=bool)
+    counted = {"accuracy": np.ones(len(decided), dtype=bool)}
     if len(classes) == 2:
-        counts["sensitivity"] = confusion[1][1], sum(confusion[1])
-        counts["specificity"] = confusion[0][0], sum(confusion[0])
+        counted |= {"sensitivity": labels == classes[1], "specificity": labels == classes[0]}
     return {
         "n_slides": len(used),
         "n_decided": len(decided),
         "n_abstained": len(used) - len(decided),
         "reasons": dict(reasons),
         "n_distance_unknown": said.count(UNKNOWN),
-        "pooled": {name: _share(hits, n) for name, (hits, n) in counts.items()},
+        "pooled": {name: share_of(right[among], patients[among]) for name, among in counted.items()},
         "confusion": confusion,
     }
-
-
-def _share(hits: int, n: int) -> dict[str, float | None]:
-    if n == 0:
-        return dict.fromkeys(("value", "low", "high"))
-    low, high = wilson(hits, n)
-    return {"value": hits / n, "low": low, "high": high}
 
 
 def deletion(used: "Sequence[SlideResult]", *, interval: Interval) -> dict[str, Any] | None:

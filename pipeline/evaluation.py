@@ -34,7 +34,7 @@ class Prediction:
     folds, by_fold
         Which models, and their class probabilities, shape (F, C).
     source
-        "out_of_fold" or "ensemble".
+        "out_of_fold", "ensemble" or "seen", as `pipeline.predict.folds_for` gives them.
     fold_spread
         Standard deviation over the folds of the predicted class's probability.
     map_agreement
@@ -99,8 +99,8 @@ class SlideResult:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether prediction and label agree; None where one is missing or no class was learned."""
-        if not self.label or self.prediction is None or self.prediction.task != CLASSIFICATION:
+        """Whether prediction and label agree; None where no class was learned, or the slide was not held out."""
+        if not self.counts or self.prediction is None or self.prediction.task != CLASSIFICATION:
             return None
         return self.prediction.predicted == self.label
 

@@ -24,7 +24,7 @@ FLAGS = ("abstained", "out of distribution", "folds disagree", "much left out", 
 MUCH = 0.1
 """Share of tiles left out from which on that is a flag."""
 
-AGREES, DIFFERS, UNLABELLED, LEFT_OUT = "right", "wrong", "unlabelled", "left-out"
+AGREES, DIFFERS, SEEN, UNLABELLED, LEFT_OUT = "right", "wrong", "seen", "unlabelled", "left-out"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def card(slide: SlideResult, heatmaps: Path) -> dict[str, Any]:
     found = slide.prediction
     if found is None:
         verdict = LEFT_OUT
+    elif found.source == "seen":
+        verdict = SEEN
     elif slide.agrees is None:
         verdict = UNLABELLED
     else:

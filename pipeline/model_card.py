@@ -11,6 +11,7 @@ from pipeline import encoders, store
 from pipeline.errors import ConfigError
 from pipeline.evaluation import SlideResult
 from pipeline.json_text import parse_object
+from pipeline.model_index import folds_of
 from pipeline.report_page import METRIC_NAMES, label_counts
 from pipeline.tasks import CLASSIFICATION, HEADLINE
 from pipeline.versions import __version__
@@ -48,7 +49,7 @@ def render(
     -------
     Markdown; no slide and no patient is named.
     """
-    found = sorted((described(path) for path in models.glob("fold-*/model.json")), key=lambda model: model["fold"])
+    found = [described(models / f"fold-{fold}" / "model.json") for fold in folds_of(models)]
     first = found[0]
     task, classes = metrics["task"], metrics["classes"]
     rows = store.read_rows(cohort, delimiter="\t")

@@ -21,6 +21,7 @@ from pipeline.errors import ArtefactError
 from pipeline.faithfulness import deletion
 from pipeline.look_alikes import alike
 from pipeline.model_folder import ModelFolder, load_model, read_description
+from pipeline.model_index import folds_of
 from pipeline.outliers import summary_vector
 from pipeline.split import Assignment, read_splits
 from pipeline.tasks import CLASSIFICATION
@@ -43,15 +44,14 @@ def folds_for(slide_id: str, rows: Sequence[Assignment]) -> tuple[list[int], str
 
 
 def folds_in(models: Path) -> list[int]:
-    """Give the numbers of the models in a folder.
+    """Give the numbers of the models in a folder, as `model_index.folds_of`.
 
     Raises
     ------
     ArtefactError
         If there are none.
     """
-    names = [folder.parent.name.removeprefix("fold-") for folder in models.glob("fold-*/model.json")]
-    folds = sorted(int(name) for name in names if name.isdigit())
+    folds = folds_of(models)
     if not folds:
         raise ArtefactError(f"{models} has no trained model (fold-0/model.json); name the folder that a run wrote")
     return folds
@@ -67,7 +67,7 @@ def unseen(folds: Sequence[int], *, models: Path, attributes: Mapping[str, Any])
 
     Returns
     -------
-    The other folds; all where none is left.
+    The other folds.
     """
     picture = attributes.get("overview_hash")
     kept = []
@@ -76,7 +76,7 @@ def unseen(folds: Sequence[int], *, models: Path, attributes: Mapping[str, Any])
         copied = picture and any(alike(picture, other) for other in known["seen_overviews"])
         if attributes["fingerprint"] not in known["seen"] and not copied:
             kept.append(fold)
-    return kept or list(folds)
+    return kept
 
 
 def read_bag(path: Path) -> store.Artefact:
@@ -139,8 +139,10 @@ def run(
     own = next((row for row in rows if row.slide_id == slide_id), None)
     if stored.ok:
         folds, source = folds_for(slide_id, rows) if splits else (folds_in(models), "ensemble")
-        if source == "ensemble":
-            folds = unseen(folds, models=models, attributes=stored.attributes)
+        if source == "ensemble" and not (others := unseen(folds, models=models, attributes=stored.attributes)):
+            source = "seen"
+        elif source == "ensemble":
+            folds = others
         folders = [models / f"fold-{fold}" for fold in folds]
         found |= {"task": read_description(folders[0])["task"], "folds": folds, "source": source}
         found["models_sha256"] = [sha256_of(folder / "weights.safetensors") for folder in folders]

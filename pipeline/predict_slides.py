@@ -19,6 +19,7 @@ from pipeline.evaluation import SlideResult, result_of
 from pipeline.fingerprint import fingerprint
 from pipeline.flags import FLAGS
 from pipeline.model_folder import read_description
+from pipeline.model_index import PARTS, folds_of
 from pipeline.quality import QualityOptions
 from pipeline.report import predictions_table
 from pipeline.tissue import TissueOptions
@@ -134,8 +135,8 @@ def run(
 
 def check_whole(models: Path) -> None:
     """Refuse a folder whose files are not those that were written: no run is here that would make them anew."""
-    for path in sorted(models.glob("fold-*/*")):
-        if path.name in ("model.json", "weights.safetensors") and checksums.is_changed(path):
+    for path in (models / f"fold-{fold}" / name for fold in folds_of(models) for name in PARTS):
+        if checksums.is_changed(path):
             raise ArtefactError(
                 f"{path}: damaged (its bytes changed after it was written); copy the folder of models again from where"
                 " they were trained"

@@ -69,7 +69,7 @@ def run(
     ArtefactError
         If an artefact is damaged, or contradicts the splits.
     """
-    from pipeline import certainty, compare, evaluation, model_card, pseudonyms, report_page, store
+    from pipeline import certainty, compare, evaluation, model_card, model_index, pseudonyms, report_page, store
 
     slides = evaluation.gather(cohort, results)
     assignments = store.read_rows(splits, delimiter=",")
@@ -80,7 +80,8 @@ def run(
     if len(models) > 1:
         metrics |= compare.figures(slides, metrics, models=models, folder=results / "compare", interval=interval)
     trained = results / "model"
-    _add_temperatures(metrics["folds"], trained)
+    if metrics["task"] == CLASSIFICATION:
+        _add_temperatures(metrics["folds"], trained)
     show: Callable[[str], str] = str
     if private is not None:
         show = pseudonyms.load(private).slide
@@ -91,7 +92,7 @@ def run(
     made = made_by("report", parameters={**dataclasses.asdict(interval), "models": list(models)})
     figures = json.dumps({**metrics, "made_by": made}, indent=2, allow_nan=False) + "\n"
     store.write_text(reports / "metrics.json", figures)
-    if any(trained.glob("fold-*/model.json")):
+    if model_index.folds_of(trained):
         card = model_card.render(
             slides, metrics, cohort=cohort, splits=assignments, models=trained, name_sites=private is None
         )

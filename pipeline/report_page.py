@@ -108,8 +108,9 @@ def render(
     known = {"task": CLASSIFICATION, "confounding": None, **dict.fromkeys(OPTIONAL), **metrics}
     used = [slide for slide in slides if slide.counts]
     cards = [gallery.card(slide, reports / "heatmaps") for slide in slides]
-    of_others = {name: stability_page.read(folder) for name, folder in (compared or {}).items()}
-    stability = stability_page.render(stability_page.read(models), of_others)
+    folds = [found["fold"] for found in known["folds"]]  # and none that stayed from an earlier division
+    of_others = {name: stability_page.read(folder, folds) for name, folder in (compared or {}).items()}
+    stability = stability_page.render(stability_page.read(models, folds), of_others)
     drawn = {
         "performance": _performance_charts(used, known) if used else [],
         "abstention": report_charts.abstention(known["abstention"]) if known["abstention"] else [],

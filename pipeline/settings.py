@@ -123,12 +123,18 @@ def _check_model(settings: Settings) -> None:
 def _check_anchor(settings: Settings) -> None:
     """Refuse what would do nothing: a start after the training's end, and a mode that no model of the run takes."""
     start, training = settings["anchor"]["start_epoch"], settings["training"]
-    used = any(anchor_options(settings, model)["mode"] != "none" for model in models(settings))
-    if used and training["recipe"] == "shared" and start > training["epochs"]:
-        raise ConfigError(
-            f"config: anchor.start_epoch is {start}, after the last of {training['epochs']} epochs: the anchor would do"
-            " nothing; start it sooner, or train without it, as asmil+none"
-        )
+    used = [model for model in models(settings) if anchor_options(settings, model)["mode"] != "none"]
+    for model in used if start > 1 else ():
+        epochs = training["epochs"]
+        if training["recipe"] == "source":
+            from asmil.registry import MODELS  # which imports torch, and so only where it is asked
+
+            epochs = MODELS[architecture(model)].recipe.epochs
+        if start > epochs:
+            raise ConfigError(
+                f"config: anchor.start_epoch is {start}, after the last of {epochs} epochs of {model}: the anchor would"
+                " do nothing; start it sooner, or train without it, as asmil+none"
+            )
     mode, first = settings["anchor"]["mode"], models(settings)[0]
     if not used and mode not in ("none", "ema"):
         raise ConfigError(

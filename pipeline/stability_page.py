@@ -3,7 +3,7 @@
 import csv
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,13 @@ _ANCHOR_COLUMNS = (
 """Of `history.csv`; shown where a model was trained with an anchor."""
 
 
-def read(models: Path) -> dict[int, Record]:
-    """Read the stability record of every fold's model below `models`; folds that followed no slide are left out."""
+def read(models: Path, folds: Iterable[int]) -> dict[int, Record]:
+    """Read the stability record of each fold's model below `models`; folds that followed no slide are left out."""
     records = {}
-    for path in models.glob("fold-*/stability.csv"):
+    for fold in folds:
+        path = models / f"fold-{fold}" / "stability.csv"
+        if not path.exists():
+            continue
         checksums.check(path)
         columns = _columns(path)
         if not columns:
@@ -88,8 +91,8 @@ def read(models: Path) -> dict[int, Record]:
         if history.exists():
             checksums.check(history)
             columns |= {name: values for name, values in _columns(history).items() if name.startswith("anchor_")}
-        records[int(path.parent.name.removeprefix("fold-"))] = columns
-    return dict(sorted(records.items()))
+        records[fold] = columns
+    return records
 
 
 def _columns(path: Path) -> Record:
@@ -116,33 +119,41 @@ def render(
     by_model = {name: _mean(list(each.values())) for name, each in (compared or {}).items() if each}
     if len(by_model) < 2:
         by_model = {}
-    shown = {**by_fold, **{f"{name}, mean": record for name, record in by_model.items()}}
-    columns = [*_COLUMNS, *(_ANCHOR_COLUMNS if any("anchor_kl" in record for record in shown.values()) else ())]
+    settled = {name: _settled([record]) for name, record in by_fold.items()}
+    # each fold's own last epochs: one that stopped early would otherwise cut all to its length
+    settled |= {f"{name}, mean": _settled(list((compared or {})[name].values())) for name in by_model}
+    columns = [*_COLUMNS, *(_ANCHOR_COLUMNS if any("anchor_kl" in record for record in settled.values()) else ())]
     return {
         "charts": [*_charts(by_fold), *_charts(by_model, of=" of each model, mean of its folds")],
         "columns": [label for _, label in columns],
         "rows": [
-            (name, [brief(record[column][-SETTLED:]) if column in record else DASH for column, _ in columns])
-            for name, record in shown.items()
+            (name, [brief(record[column]) if column in record else DASH for column, _ in columns])
+            for name, record in settled.items()
         ],
         "slides": int(max(record["slides"].max() for record in records.values())),
         "settled": SETTLED,
         "flattened": [
-            *(name for name, record in by_fold.items() if _only_flattens(record)),
-            *(name for name, record in list(by_model.items())[1:] if _only_flattens(record)),
+            *(name for name in by_fold if _only_flattens(settled[name])),
+            *(name for name in list(by_model)[1:] if _only_flattens(settled[f"{name}, mean"])),
         ],
     }
 
 
-def _only_flattens(record: Record) -> bool:
+def _settled(records: Sequence[Record]) -> Record:
+    """Give the last epochs of some folds' records, one after the other."""
+    columns = set.intersection(*(set(record) for record in records))
+    return {name: np.concatenate([record[name][-SETTLED:] for record in records]) for name in columns}
+
+
+def _only_flattens(settled: Record) -> bool:
     """Whether the target of an anchor was uniform at the end of a training that was long enough to tell.
 
     The control that has a uniform target by intent has no anchor, whose logits could be positive.
     """
-    if "anchor_positive_share" not in record:
+    if "anchor_positive_share" not in settled:
         return False
-    settled = record["anchor_target_entropy"][-SETTLED:][record["epoch"][-SETTLED:] > WARM_UP_EPOCHS]
-    known = settled[~np.isnan(settled)]
+    entropy = settled["anchor_target_entropy"][settled["epoch"] > WARM_UP_EPOCHS]
+    known = entropy[~np.isnan(entropy)]
     return len(known) > 0 and float(known.mean()) > UNIFORM_ENTROPY
 
 

@@ -209,7 +209,7 @@ def run(
     BagError
         If a bag is empty, not finite, or not made as the others; names the slide.
     ConfigError
-        If the splits have no such fold, the model cannot be built, or its source's recipe ends before its anchor acts.
+        If the splits have no such fold, or the model cannot be built.
     """
     rows = [row for row in read_splits(splits) if row.fold == fold]
     if not rows:
@@ -220,11 +220,6 @@ def run(
             keys -= {"class_weights"}
         kept = {key: getattr(training, key) for key in keys}
         training, model_options = source_config(model, **kept), {**model_options, **MODELS[model].source_options}
-        if anchor.mode != "none" and anchor.start_epoch > training.epochs:
-            raise ConfigError(
-                f"config: anchor.start_epoch is {anchor.start_epoch}, but {model}'s own recipe has {training.epochs}"
-                " epochs: the anchor would do nothing; start it sooner, or set training.recipe to shared"
-            )
     options = {"seed": seed, "anchor": asdict(anchor), "recipe": recipe, **asdict(training)}
     if task == "survival":
         options["risk_set"] = risk_set

@@ -20,9 +20,9 @@ STAGE_VERSIONS: dict[str, int] = {
     "train": 8,
     "compare": 1,
     "agreement": 1,
-    "predict": 5,
-    "heatmap": 4,
-    "report": 10,
+    "predict": 6,
+    "heatmap": 5,
+    "report": 11,
 }
 
 

@@ -95,6 +95,8 @@ def label_text(attributes: Mapping[str, Any]) -> str:
         return f"Label: event at {time:g}." if event else f"Label: no event until {time:g}, when last seen."
     if task_of(attributes) == "regression":
         return f"Label: {label} (prediction {attributes['value'] - float(label):+.3g})."
+    if attributes.get("source") == "seen":
+        return f"Label: {label}."
     return f"Label: {label} ({'prediction agrees' if label == attributes['predicted'] else 'PREDICTION DIFFERS'})."
 
 
@@ -113,6 +115,8 @@ def source_text(attributes: Mapping[str, Any]) -> str:
     folds = list(attributes["folds"])
     if attributes["source"] == "ensemble":
         return f"Drawn by the ensemble of {len(folds)} models; none of them ever saw this slide."
+    if attributes["source"] == "seen":
+        return "NOT HELD OUT: models that drew this were trained on this slide; that they know its label shows nothing."
     named = f"fold {folds[0]}" if len(folds) == 1 else f"folds {', '.join(map(str, folds))}"
     return f"Out-of-fold: drawn by models that never saw this slide ({named})."
 

@@ -45,7 +45,17 @@ def cohort_of(count: int = 200) -> list[SlideResult]:
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (3, 7), (20, 20)])
 def test_shares_have_wilsons_interval_as_scipy_gives_it(hits: int, n: int) -> None:
     expected = binomtest(hits, n).proportion_ci(method="wilson")
-    assert certainty.wilson(hits, n) == pytest.approx((expected.low, expected.high))
+    assert certainty.wilson(hits / n, n) == pytest.approx((expected.low, expected.high))
+
+
+def test_slides_of_a_patient_count_as_one_in_the_interval_of_a_share() -> None:
+    right = np.repeat(np.arange(20) < 14, 10)
+    expected = binomtest(14, 20).proportion_ci(method="wilson")
+    found = certainty.share_of(right, np.repeat([f"p{number}" for number in range(20)], 10))
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.7, expected.low, expected.high))
+    uneven = certainty.share_of(np.ones(11, dtype=bool), np.array(["p0"] * 10 + ["p1"]))
+    assert uneven["low"] == pytest.approx(certainty.wilson(1.0, 121 / 101)[0])
+    assert certainty.share_of(right[:0], np.array([], dtype=str)) == {"value": None, "low": None, "high": None}
 
 
 def test_calibrated_probabilities_are_more_reliable_than_those_too_sure() -> None:

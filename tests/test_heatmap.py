@@ -318,6 +318,13 @@ def test_only_the_ensemble_is_called_one(tmp_path: Path) -> None:
     assert "ensemble of 5 models" in wording.source_text(five)
 
 
+def test_a_slide_that_was_trained_on_is_never_called_held_out(tmp_path: Path) -> None:
+    path = write_attention(tmp_path / "a.zarr.zip", grid(), np.ones(24), folds=5, source="seen")
+    attributes = store.read_attributes(path)
+    assert wording.source_text(attributes).startswith("NOT HELD OUT: models that drew this were trained on this slide")
+    assert wording.label_text(attributes) == "Label: tumour."
+
+
 def test_the_page_says_when_attention_is_nearly_even() -> None:
     assert "rests on all of them" in wording.reading_note(np.full(10, 0.1))
     assert "rests on all of them" not in wording.reading_note(np.array([0.5, 0.3, 0.2]))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from asmil import AnchorConfig, FitConfig
-from pipeline import predict, store, train
+from pipeline import model_index, predict, store, train
 from pipeline.calibration import softmax
 from pipeline.decision import DecisionOptions
 from pipeline.errors import ArtefactError
@@ -104,6 +105,30 @@ def test_a_new_slide_is_judged_by_all_models(trained: Path) -> None:
     assert (found.attributes["source"], found.attributes["folds"]) == ("ensemble", [0, 1, 2])
     assert found.attributes["label"] is None
     np.testing.assert_allclose(found.arrays["probability"].mean(0), found.attributes["probabilities"], atol=1e-6)
+
+
+def alone(trained: Path, folds: tuple[int, ...], bag: Path, *, indexed: int = 0) -> dict[str, Any]:
+    """Predict without splits by some of the models, of which the index names the first ones."""
+    models = trained / f"alone-{len(folds)}-{indexed}"
+    for fold in folds:
+        shutil.copytree(trained / "model" / f"fold-{fold}", models / f"fold-{fold}", dirs_exist_ok=True)
+    if indexed:
+        model_index.write(models, folds=indexed, splits=trained / "splits.csv", index=models / "models.json")
+    predict.run(bag, splits=None, models=models, attention=models / bag.name, device="cpu")
+    return store.read(models / bag.name).attributes
+
+
+def test_models_of_an_earlier_division_have_no_vote(trained: Path) -> None:
+    bag = write_bag(trained / "new", "later", np.ones((5, 6)), fingerprint="a later file")
+    assert alone(trained, (0, 1, 2), bag)["folds"] == [0, 1, 2]
+    assert alone(trained, (0, 1, 2), bag, indexed=2)["folds"] == [0, 1]
+
+
+def test_a_copy_of_a_slide_that_every_model_was_trained_on_is_not_called_new(trained: Path) -> None:
+    slide = next(slide for slide in range(SLIDES) if role_of(slide, 1) == "train")
+    bag = write_bag(trained / "new", "again", np.zeros((5, 6)), fingerprint=f"file {slide}")
+    assert alone(trained, (1,), bag)["source"] == "seen"
+    assert alone(trained, (0, 1), bag)["source"] == "ensemble"
 
 
 def test_a_copy_of_a_training_slide_is_judged_by_the_model_that_never_saw_it(trained: Path) -> None:

@@ -369,6 +369,16 @@ def test_the_page_says_for_each_slide_whether_the_prediction_is_right(run: Run) 
     rows = rows_of(reports / "predictions.csv")
     expected = ["right" if row["label"] == row["predicted"] else "wrong" for row in rows[:-1]]
     assert found == [*expected, "unlabelled"]
+    assert "seen" not in [option.get("value") for option in page.named("option")]
+
+
+def test_a_slide_that_was_trained_on_has_no_verdict(run: Run) -> None:
+    run.add("drawn by all", np.array([0.2, 0.8]), label="normal", source="seen")
+    text = (run.write() / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert [item["data-verdict"] for item in page.named("li") if "data-verdict" in item][-1] == "seen"
+    assert "not held out: models trained on it" in text
+    assert "seen" in [option.get("value") for option in page.named("option")]
 
 
 def test_the_same_run_gives_the_same_files(run: Run) -> None:

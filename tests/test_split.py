@@ -200,7 +200,7 @@ def test_a_file_of_folds_is_followed_and_validation_is_drawn(tmp_path: Path) -> 
         assert roles(rows, fold)["validation"]
 
 
-def test_a_file_of_roles_is_followed_to_the_letter(tmp_path: Path) -> None:
+def test_a_file_of_roles_is_followed_to_the_letter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = cohort(6, slides_per_patient=1)
     names = sorted(labels)
     chosen = ("train", "train", "validation", "validation", "test")
@@ -211,6 +211,9 @@ def test_a_file_of_roles_is_followed_to_the_letter(tmp_path: Path) -> None:
     assert [(row.slide_id, row.repeat, row.fold, row.role) for row in rows] == [
         (name, 3, 0, role) for name, role in zip(names, chosen, strict=False)
     ]
+    assert (
+        f"names 5 of 6 labelled slides; the others, the first of them '{names[5]}', count in no figure" in caplog.text
+    )
     assert split.Plan(scheme="file", given=path).count(labels) == 1
 
 

@@ -24,15 +24,15 @@ def write(folder: Path, fold: int, epochs: int = 12) -> None:
 
 
 def test_there_is_no_part_where_no_model_followed_a_slide(tmp_path: Path) -> None:
-    assert stability_page.render(stability_page.read(tmp_path)) is None
+    assert stability_page.render(stability_page.read(tmp_path, range(30))) is None
     write(tmp_path, 0, epochs=0)
-    assert stability_page.render(stability_page.read(tmp_path)) is None
+    assert stability_page.render(stability_page.read(tmp_path, range(30))) is None
 
 
 def test_charts_have_a_line_a_model_in_the_order_of_folds(tmp_path: Path) -> None:
     for fold in (10, 2, 0):
         write(tmp_path, fold)
-    part = stability_page.render(stability_page.read(tmp_path))
+    part = stability_page.render(stability_page.read(tmp_path, range(30)))
     assert part is not None
     for chart in part["charts"]:
         legend = chart["figure"].below[-1]
@@ -43,7 +43,7 @@ def test_charts_have_a_line_a_model_in_the_order_of_folds(tmp_path: Path) -> Non
 
 def test_axes_span_the_epochs_and_the_largest_value(tmp_path: Path) -> None:
     write(tmp_path, 0)
-    part = stability_page.render(stability_page.read(tmp_path))
+    part = stability_page.render(stability_page.read(tmp_path, range(30)))
     assert part is not None
     movement, concentration, loss = (chart["figure"] for chart in part["charts"])
     assert movement.x_range.end == pytest.approx(12, rel=0.03)
@@ -54,7 +54,7 @@ def test_axes_span_the_epochs_and_the_largest_value(tmp_path: Path) -> None:
 
 def test_table_averages_the_last_epochs_and_shows_a_dash_where_nothing_is_known(tmp_path: Path) -> None:
     write(tmp_path, 0)
-    part = stability_page.render(stability_page.read(tmp_path))
+    part = stability_page.render(stability_page.read(tmp_path, range(30)))
     assert part is not None
     cells = dict(zip(part["columns"], part["rows"][0][1], strict=True))
     mean = sum(0.3 / epoch for epoch in range(8, 13)) / 5
@@ -77,7 +77,7 @@ def test_a_target_that_only_flattens_is_named(tmp_path: Path) -> None:
         write_history(folders["asmil"], fold, entropy)
         write_history(folders["abmil+ema"], fold, 0.999)
         write_history(folders["abmil+uniform"], fold, 1.0, uniform=True)  # which is what it is for
-    records = {name: stability_page.read(folder) for name, folder in folders.items()}
+    records = {name: stability_page.read(folder, range(30)) for name, folder in folders.items()}
     part = stability_page.render(records["asmil"], records)
     assert part is not None
     assert part["flattened"] == ["fold 0", "abmil+ema"]
@@ -90,7 +90,7 @@ def test_a_target_that_only_flattens_is_named(tmp_path: Path) -> None:
 def test_a_short_training_is_not_blamed_for_a_uniform_start(tmp_path: Path) -> None:
     write(tmp_path, 0, epochs=5)
     write_history(tmp_path, 0, 0.999, epochs=5)
-    part = stability_page.render(stability_page.read(tmp_path))
+    part = stability_page.render(stability_page.read(tmp_path, range(30)))
     assert part is not None
     assert part["flattened"] == []
 
@@ -98,7 +98,7 @@ def test_a_short_training_is_not_blamed_for_a_uniform_start(tmp_path: Path) -> N
 def test_more_models_than_can_be_told_apart_are_said_and_all_are_in_the_table(tmp_path: Path) -> None:
     for fold in range(20):
         write(tmp_path, fold)
-    part = stability_page.render(stability_page.read(tmp_path))
+    part = stability_page.render(stability_page.read(tmp_path, range(30)))
     assert part is not None
     assert "The first 18 of 20 models." in part["charts"][0]["note"]
     lines = [item.renderers[0].glyph for item in part["charts"][0]["figure"].below[-1].items]
@@ -115,14 +115,17 @@ def test_compared_models_have_a_line_and_a_row_each(tmp_path: Path) -> None:
     records = {}
     for name, folds in (("asmil", (0, 1)), ("abmil", (0, 1))):
         for fold in folds:
-            write(tmp_path / name, fold, epochs=8 + 2 * fold)  # one stopped early
-        records[name] = stability_page.read(tmp_path / name)
+            write(tmp_path / name, fold, epochs=8 + 24 * fold)  # one stopped early
+        records[name] = stability_page.read(tmp_path / name, range(30))
     part = stability_page.render(records["asmil"], records)
     assert part is not None
     legends = [[item.label.value for item in chart["figure"].below[-1].items] for chart in part["charts"]]
     assert legends == [["fold 0", "fold 1"]] * 3 + [["asmil", "abmil"]] * 3
     assert len({chart["title"] for chart in part["charts"]}) == 6
     assert [name for name, _ in part["rows"]] == ["fold 0", "fold 1", "asmil, mean", "abmil, mean"]
+    settled = [float(cells[0]) for _, cells in part["rows"]]  # JSD lag 1, of each fold's own last epochs
+    assert settled[2] == pytest.approx((settled[0] + settled[1]) / 2, rel=0.01)
+    assert settled[1] < 0.5 * settled[0]
     alone = stability_page.render(records["asmil"], {"asmil": records["asmil"]})
     assert alone is not None
     assert len(alone["charts"]) == 3

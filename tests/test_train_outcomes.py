@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asmil.anchor import AnchorConfig
 from asmil.training import FitConfig
 from pipeline import predict, store
-from pipeline.errors import ConfigError
 from pipeline.model_folder import load_model
 from tests.test_train import ROLES, Fold, table
 
@@ -94,11 +92,6 @@ def test_recipe_that_draws_classes_alike_takes_no_class_weights(tmp_path: Path) 
     folder = Fold(tmp_path).train(model="clam_sb", model_options={}, recipe="source", training=weighed)
     training = json.loads((folder / "model.json").read_text())["training"]
     assert (training["balanced"], training["class_weights"]) == (True, "none")
-
-
-def test_anchor_that_acts_only_after_the_sources_recipe_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"anchor\.start_epoch is 51, but asmil's own recipe has 50 epochs"):
-        Fold(tmp_path).train(recipe="source", anchor=AnchorConfig(start_epoch=51))
 
 
 def test_value_of_an_outcome_is_the_scaled_output_of_the_model(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_unknown_or_repeated_models_end_with_one_sentence(fresh: Study, model: o
         ),
         ({"anchor": {"start_epoch": 51}}, "config: anchor.start_epoch is 51, after the last of"),
         (
+            {"model": ["abmil", "clam_sb+ema"], "anchor": {"start_epoch": 201}, "training": {"recipe": "source"}},
+            "config: anchor.start_epoch is 201, after the last of 200 epochs of clam_sb+ema",
+        ),
+        (
             {"model": "abmil", "anchor": {"mode": "frozen"}},
             "no model of the run is trained with an anchor; write abmil+fro",
         ),
