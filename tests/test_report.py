@@ -378,6 +378,7 @@ def test_a_slide_that_was_trained_on_has_no_verdict(run: Run) -> None:
     page = Page(text)
     assert [item["data-verdict"] for item in page.named("li") if "data-verdict" in item][-1] == "seen"
     assert "not held out: models trained on it" in text
+    assert "1 slide that no fold held out was predicted by all models too" in text
     assert "seen" in [option.get("value") for option in page.named("option")]
 
 
