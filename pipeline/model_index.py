@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pipeline import store
-from pipeline.checksums import sha256_of
+from pipeline.checksums import is_changed, sha256_of
+from pipeline.errors import ArtefactError
+from pipeline.json_text import JsonError, parse_object
 from pipeline.versions import SCHEMA_VERSION, __version__
 
 PARTS = ("model.json", "weights.safetensors")
@@ -42,9 +43,23 @@ def folds_of(folder: Path) -> list[int]:
 
     Where there is an index, a `fold-{k}` that it does not name is left out: it stayed from an earlier division, as that
     of a run with more folds. Without one, as in a folder that was put together by hand, all count.
+
+    Raises
+    ------
+    ArtefactError
+        If the index is damaged; it is left as it is, as the folder may be a copy that no run makes anew.
     """
+    index = folder / INDEX
     names = {path.parent.name.removeprefix("fold-") for path in folder.glob("fold-*/model.json")}
-    if (folder / INDEX).exists():
-        known: dict[str, Any] = store.read_json(folder / INDEX)["models"]
-        names &= {name.removeprefix("fold-") for name in known}
+    if index.exists():
+        try:
+            known = None if is_changed(index) else parse_object(index.read_bytes()).get("models")
+        except JsonError:
+            known = None
+        if not isinstance(known, dict):
+            raise ArtefactError(
+                f"{index}: damaged, so that it does not say which models belong together; copy the folder of models"
+                " again, or run the workflow that wrote it"
+            )
+        names &= {str(name).removeprefix("fold-") for name in known}
     return sorted(int(name) for name in names if name.isdigit())

@@ -232,5 +232,6 @@ def lines(results: Sequence[SlideResult], out: Path) -> list[str]:
             for name, value in zip(found.classes, found.calibrated or found.probabilities, strict=True)
         )
         why = f" ({found.decision_reason})" if found.decision_reason else ""
-        said.append(f"{slide.slide_id}: {found.decision or found.predicted}{why}; {numbers or found.predicted}")
+        held = " (not held out: the models were trained on this slide)" if found.source == "seen" else ""
+        said.append(f"{slide.slide_id}: {found.decision or found.predicted}{why}; {numbers or found.predicted}{held}")
     return [*said, f"Pages: {out / 'heatmaps'}, table: {out / 'predictions.csv'}"]

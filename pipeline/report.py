@@ -105,6 +105,7 @@ def run(
         title=title,
         reports=reports,
         models=trained,
+        folds=sorted({int(row["fold"]) for row in assignments}),
         views=results / "views",
         compared=folders if len(models) > 1 else None,
         agreement={name: results / "agreement" / f"{name}.csv" for name in models},

@@ -63,6 +63,7 @@ def render(
     title: str,
     reports: Path,
     models: Path,
+    folds: Sequence[int],
     views: Path,
     compared: Mapping[str, Path] | None = None,
     agreement: Mapping[str, Path] | None = None,
@@ -83,6 +84,8 @@ def render(
         put beside the page where they are many (`gallery.pictures`).
     models
         Folder with a `fold-{k}` for each model, whose stability records are shown where there are some.
+    folds
+        Numbers of the models; others in the folder stayed from an earlier division.
     compared
         The same folder of every model that is compared, by name.
     agreement
@@ -108,7 +111,6 @@ def render(
     known = {"task": CLASSIFICATION, "confounding": None, **dict.fromkeys(OPTIONAL), **metrics}
     used = [slide for slide in slides if slide.counts]
     cards = [gallery.card(slide, reports / "heatmaps") for slide in slides]
-    folds = [found["fold"] for found in known["folds"]]  # and none that stayed from an earlier division
     of_others = {name: stability_page.read(folder, folds) for name, folder in (compared or {}).items()}
     stability = stability_page.render(stability_page.read(models, folds), of_others)
     drawn = {

@@ -93,10 +93,10 @@ def label_text(attributes: Mapping[str, Any]) -> str:
     if task_of(attributes) == "survival":
         time, event = follow_up(label)
         return f"Label: event at {time:g}." if event else f"Label: no event until {time:g}, when last seen."
-    if task_of(attributes) == "regression":
-        return f"Label: {label} (prediction {attributes['value'] - float(label):+.3g})."
     if attributes.get("source") == "seen":
         return f"Label: {label}."
+    if task_of(attributes) == "regression":
+        return f"Label: {label} (prediction {attributes['value'] - float(label):+.3g})."
     return f"Label: {label} ({'prediction agrees' if label == attributes['predicted'] else 'PREDICTION DIFFERS'})."
 
 

@@ -323,6 +323,7 @@ def test_a_slide_that_was_trained_on_is_never_called_held_out(tmp_path: Path) ->
     attributes = store.read_attributes(path)
     assert wording.source_text(attributes).startswith("NOT HELD OUT: models that drew this were trained on this slide")
     assert wording.label_text(attributes) == "Label: tumour."
+    assert wording.label_text({**attributes, "task": "regression", "value": 3.1, "label": "3"}) == "Label: 3."
 
 
 def test_the_page_says_when_attention_is_nearly_even() -> None:

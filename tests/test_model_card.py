@@ -77,8 +77,10 @@ def folder_of(path: Path, slides: list[SlideResult], *, outliers: dict[str, Any]
         "preparation": {"tile": {"patch_px": 224, "tissue_method": "otsu"}, "embed": {"stain": "none"}},
         "versions": {"torch": "2.0"},
     }
-    for fold in range(2):
+    for fold in (0, 1, 9):
         store.write_text(path / "model" / f"fold-{fold}" / "model.json", json.dumps({**description, "fold": fold}))
+    # the last stayed from an earlier division
+    store.write_text(path / "model" / "models.json", json.dumps({"models": {"fold-0": {}, "fold-1": {}}}))
     with (path / "cohort.tsv").open("w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, COLUMNS, delimiter="\t", restval="")
         writer.writeheader()
@@ -106,6 +108,7 @@ def test_every_number_stands_with_its_interval_as_metrics_json_has_it(card: tupl
             model_card.figure(found[name]) for found in (metrics["pooled"], metrics["patients"]["pooled"])
         )
         assert f"| {label} | {slides} | {patients} |" in text
+    assert "2 models (`fold-*`)" in text
     assert "| 0 | 12 | 0 | 12 | 3 | 1.25 | 0.400 |" in text
     for row, name in zip(metrics["confusion"], ("nor\\|mal", "tumour"), strict=True):
         assert f"| {name} | {row[0]} | {row[1]} |" in text

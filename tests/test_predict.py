@@ -124,6 +124,17 @@ def test_models_of_an_earlier_division_have_no_vote(trained: Path) -> None:
     assert alone(trained, (0, 1, 2), bag, indexed=2)["folds"] == [0, 1]
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"models": null}', '{"models": [1]}'])
+def test_an_index_that_does_not_say_which_models_there_are_is_refused_and_stays(
+    trained: Path, tmp_path: Path, content: str
+) -> None:
+    models = Path(shutil.copytree(trained / "model", tmp_path / "models"))
+    (models / "models.json").write_text(content)
+    for _ in range(2):
+        with pytest.raises(ArtefactError, match=r"models\.json: damaged, so that it does not say"):
+            predict.folds_in(models)
+
+
 def test_a_copy_of_a_slide_that_every_model_was_trained_on_is_not_called_new(trained: Path) -> None:
     slide = next(slide for slide in range(SLIDES) if role_of(slide, 1) == "train")
     bag = write_bag(trained / "new", "again", np.zeros((5, 6)), fingerprint=f"file {slide}")

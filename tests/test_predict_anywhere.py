@@ -225,6 +225,10 @@ def test_a_damaged_copy_is_refused_and_left_as_it_is(handed_over: Path, tmp_path
     with pytest.raises(ArtefactError, match=r"weights.safetensors: damaged .*copy the folder of models again"):
         predicted([write_svs(tmp_path / "a.svs", pixels_of(201))], models, tmp_path / "out")
     assert weights.exists()
+    shutil.copytree(models / "fold-1", models / "fold-9")
+    shutil.copytree(handed_over / "fold-1", models / "fold-1", dirs_exist_ok=True)
+    store.write_text(models / "models.json", json.dumps({"models": {"fold-0": {}, "fold-1": {}}}))
+    predict_slides.check_whole(models)  # the damaged one is of an earlier division
 
 
 def test_a_bad_slide_among_good_ones_is_named_and_the_others_are_predicted(

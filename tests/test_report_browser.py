@@ -61,7 +61,7 @@ def write_report(folder: Path, names: list[str], *, size: tuple[int, int]) -> Pa
             view.write_bytes(views[index % DRAWN].read_bytes())
     metrics = evaluation.evaluate(slides, [], interval=Interval(100, 0))
     page = report_page.render(
-        slides, metrics, title="A cohort", reports=folder, models=folder / "model", views=folder / "views"
+        slides, metrics, title="A cohort", reports=folder, models=folder / "model", folds=(), views=folder / "views"
     )
     store.write_text(folder / "index.html", page)
     return folder / "index.html"
@@ -257,7 +257,7 @@ def test_markup_in_labels_ids_and_what_a_slide_says_of_itself_is_only_text(brows
         "sites": [script, attribute],
         "table": [[1, 0]] * 2,
     }
-    folders: dict[str, Any] = {"models": tmp_path / "model", "views": tmp_path / "views"}
+    folders: dict[str, Any] = {"models": tmp_path / "model", "folds": (), "views": tmp_path / "views"}
     page = report_page.render(slides, metrics, title=f"{script}{image}", reports=tmp_path, **folders)
     store.write_text(tmp_path / "index.html", page)
     open_page(browser, tmp_path / "index.html")
@@ -274,7 +274,7 @@ def test_markup_in_labels_ids_and_what_a_slide_says_of_itself_is_only_text(brows
 def test_a_report_of_survival_has_no_control_of_classes_and_is_searched(browser: WebDriver, tmp_path: Path) -> None:
     slides = survival_slides()
     metrics = evaluation.evaluate(slides, splits_of(slides), interval=Interval(100, 0))
-    folders: dict[str, Any] = {"models": tmp_path / "model", "views": tmp_path / "views"}
+    folders: dict[str, Any] = {"models": tmp_path / "model", "folds": (), "views": tmp_path / "views"}
     page = report_page.render(slides, metrics, title="A cohort", reports=tmp_path, **folders)
     store.write_text(tmp_path / "index.html", page)
     open_page(browser, tmp_path / "index.html")
