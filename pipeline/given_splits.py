@@ -3,6 +3,7 @@
 Only the standard library is imported here, because the workflow reads the file each time it plans.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Literal, get_args
 from pipeline.cohort import Label
 from pipeline.errors import ConfigError
 from pipeline.user_tables import read_csv
+
+log = logging.getLogger(__name__)
 
 Role = Literal["train", "validation", "test"]
 COLUMNS = ("slide_id", "fold", "role", "repeat", "patient_id", "label")
@@ -72,6 +75,8 @@ def read(path: Path) -> list[Row]:
 def check_slides(rows: Sequence[Row], labels: Mapping[str, Label], *, path: Path) -> None:
     """Refuse a splits file that names slides without a label, or a fold that tests or trains on nothing.
 
+    A file that leaves out labelled slides is warned of.
+
     Parameters
     ----------
     labels
@@ -87,6 +92,15 @@ def check_slides(rows: Sequence[Row], labels: Mapping[str, Label], *, path: Path
         raise ConfigError(
             f"{path} names '{unknown[0]}'{f' and {len(set(unknown)) - 1} more' if len(set(unknown)) > 1 else ''}, which"
             " is no slide that is there and has a label; remove the line, or label the slide"
+        )
+    if left := sorted(set(labels) - {row.slide_id for row in rows}):
+        log.warning(
+            "%s names %d of %d labelled slides; the others, the first of them '%s', count in no figure and are"
+            " predicted as slides without a label",
+            path,
+            len(labels) - len(left),
+            len(labels),
+            left[0],
         )
     for repeat, fold in sorted({(row.repeat, row.fold) for row in rows}):
         roles = set(roles_of(rows, (repeat, fold)).values())

@@ -1,6 +1,5 @@
 """How the labelled slides are divided into folds: schemes that draw, and a file of the user's own."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from pipeline import given_splits, tasks
 from pipeline.assignment import Assignment, Role
 from pipeline.cohort import Label
 from pipeline.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 Scheme = Literal["kfold", "monte_carlo", "leave_one_site_out", "file"]
 
@@ -260,15 +257,6 @@ def _sites(labels: Mapping[str, Label]) -> list[str]:
 def _from_file(names: Sequence[str], *, present: Mapping[str, Label], plan: Plan) -> Iterator[_Fold]:
     rows = given_splits.read(plan.file)
     given_splits.check_slides(rows, present, path=plan.file)
-    if left := sorted(set(present) - {row.slide_id for row in rows}):
-        log.warning(
-            "%s names %d of %d labelled slides; the others, the first of them '%s', count in no figure and are"
-            " predicted as slides without a label",
-            plan.file,
-            len(present) - len(left),
-            len(present),
-            left[0],
-        )
     place = {name: index for index, name in enumerate(names)}
     for number, key in enumerate(sorted({(row.repeat, row.fold) for row in rows})):
         roles = given_splits.roles_of(rows, key)
